@@ -1,0 +1,1 @@
+"""Inverse problems as plain array functions. Knows nothing of enkg_ref."""

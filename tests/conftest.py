@@ -1,0 +1,116 @@
+"""Array back-ends for the whole suite: one fixture, every namespace of the array API that is installed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A namespace and a device; ``array`` moves host data there, ``numpy`` brings it back."""
+
+    name: str
+    xp: Any
+    device: Any = None
+    float64: bool = True
+    read_only: bool = False
+
+    def array(self, host, dtype=None):
+        host = np.asarray(host)
+        if dtype is None:
+            dtype = str(host.dtype)
+        if self.read_only:
+            out = np.array(host, dtype=dtype)
+            out.flags.writeable = False
+            return out
+        kwargs = {} if self.device is None else {"device": self.device}
+        return self.xp.asarray(host.astype(dtype), dtype=getattr(self.xp, dtype), **kwargs)
+
+    def numpy(self, x):
+        if self.name == "jax":
+            return np.asarray(x)
+        return np.from_dlpack(x) if not isinstance(x, np.ndarray) else x
+
+
+def _strict_devices():
+    import array_api_strict
+
+    return {str(d).removeprefix("array_api_strict.Device('").removesuffix("')"): d
+            for d in array_api_strict.__array_namespace_info__().devices()}
+
+
+def _names():
+    names = ["numpy", "numpy_readonly", "strict", "strictest"]
+    names += [f"strict:{n}" for n in _strict_devices() if n != "CPU_DEVICE"]
+    return names + ["torch", "jax", pytest.param("cupy", marks=pytest.mark.gpu)]
+
+
+def make_backend(name):
+    """The back-end of this name; skips the test where its package is not installed."""
+    if name in ("numpy", "numpy_readonly"):
+        import array_api_compat.numpy as xp
+
+        return Backend(name, xp, read_only=name == "numpy_readonly")
+    if name.startswith("strict"):
+        import array_api_strict as xp
+
+        if ":" not in name:
+            return Backend(name, xp)
+        device = _strict_devices()[name.split(":")[1]]
+        return Backend(name, xp, device, float64=name.split(":")[1] not in ("no_float64", "no_x64"))
+    if name == "torch":
+        torch = pytest.importorskip("torch")
+        torch.set_num_threads(1)
+        import array_api_compat.torch as xp
+
+        return Backend(name, xp)
+    if name == "jax":
+        jax = pytest.importorskip("jax")
+        jax.config.update("jax_enable_x64", True)
+        import jax.numpy as xp
+
+        return Backend(name, xp)
+    cupy = pytest.importorskip("cupy")
+    if not cupy.is_available():
+        pytest.skip("no CUDA device")
+    import array_api_compat.cupy as xp
+
+    return Backend(name, xp)
+
+
+@pytest.fixture(params=_names())
+def backend(request):
+    """Each array back-end in turn. ``strictest`` forbids extensions, boolean indexing and data-dependent shapes."""
+    chosen = make_backend(request.param)
+    if request.param == "strictest":
+        with array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False,
+                                    enabled_extensions=getattr(request.module, "STRICTEST_EXTENSIONS", ())):
+            yield chosen
+    else:
+        yield chosen
+
+
+class array_api_strict_flags:
+    """Set flags of array_api_strict for the length of a ``with`` block."""
+
+    def __init__(self, **flags):
+        self.flags = flags
+
+    def __enter__(self):
+        import array_api_strict
+
+        array_api_strict.set_array_api_strict_flags(**self.flags)
+
+    def __exit__(self, *exc):
+        import array_api_strict
+
+        array_api_strict.reset_array_api_strict_flags()
+
+
