@@ -1,19 +1,20 @@
 """The executable specification: every equation of Ensemble Kalman Diffusion Guidance as nested loops over scalars.
 
-Read it with the paper (arXiv 2409.20175, "EnKG: Ensemble Kalman Diffusion Guidance") beside it. It imports the ``math`` module and
-nothing else; an ensemble is a list of J rows, a row is a list of floats, a matrix is a list of rows. Nothing here is fast, nothing is
-shared between equations unless the equation says so. The library must equal these functions to 1e-12 in float64 on every back-end.
+Read it with the paper (arXiv 2409.20175) beside it. It imports the ``math`` module and nothing else; an ensemble is a
+list of J rows, a row is a list of floats, a matrix is a list of rows. Nothing here is fast, nothing is shared between
+equations unless the equation says so. The library must equal these functions to 1e-12 in float64 on every back-end.
 
-Letters: J particles x_j in R^d, observations y in R^m, N noise levels sigma_0 > ... > sigma_{N-1} > sigma_N = 0, U updates per guided
-level, g_j = psi(x_j) = G(phi(x_j)), anomalies z_j = x_j - mean x and b_j = g_j - mean g, residuals e_j = g_j - y,
-<a, b>_Gamma = a' Gamma^-1 b. Covariances carry 1/J.
+Letters: J particles x_j in R^d, observations y in R^m, N noise levels sigma_0 > ... > sigma_{N-1} > sigma_N = 0,
+U updates per guided level, g_j = psi(x_j) = G(phi(x_j)), anomalies z_j = x_j - mean x and b_j = g_j - mean g,
+residuals e_j = g_j - y, <a, b>_Gamma = a' Gamma^-1 b. Covariances carry 1/J.
 
-Callables act on one particle: ``denoise(x, sigma) -> D(x, sigma)``, ``forward(x) -> G(x)``, ``residual(g) -> r(g)`` (lists of floats).
+Callables act on one particle: ``denoise(x, sigma) -> D(x, sigma)``, ``forward(x) -> G(x)``, ``residual(g) -> r(g)``,
+lists of floats all.
 """
 
 import math
 
-# ---------------------------------------------------------------------------------------------------------------- noise levels
+# -------------------------------------------------------------------------------------------------------- noise levels
 
 
 def edm_sigmas(n, sigma_max=80.0, sigma_min=0.002, rho=7.0):
@@ -38,7 +39,7 @@ def initial_ensemble(noise, sigma_max):
     return ensemble
 
 
-# -------------------------------------------------------------------------------------------------------------- guided window
+# ------------------------------------------------------------------------------------------------------- guided window
 
 
 def is_guided_official(i, n, start, end):
@@ -52,11 +53,11 @@ def is_guided_nominal(i, n, start, end):
 
 
 def is_guided_inversebench(i, n, threshold):
-    """(T3a), InverseBench: the threshold is compared with the step index,  i > threshold  and  i < N - int(0.5 threshold)."""
+    """(T3a), InverseBench:  i > threshold  and  i < N - int(0.5 threshold), the threshold read as a step index."""
     return i > threshold and i < n - int(0.5 * threshold)
 
 
-# ------------------------------------------------------------------------------------------------------------------ inner map
+# ----------------------------------------------------------------------------------------------------------- inner map
 
 
 def inner_steps(i, n, factor=4, cap=20):
@@ -100,7 +101,7 @@ def euler_step_convex(x, denoised, sigma, sigma_next):
     return out
 
 
-# --------------------------------------------------------------------------------------------------------- ensemble statistics
+# ------------------------------------------------------------------------------------------------- ensemble statistics
 
 
 def ensemble_mean(rows):
@@ -173,7 +174,7 @@ def coefficients_of_residual(r, b):
     return k_matrix
 
 
-# -------------------------------------------------------------------------------------------------------------------- step size
+# ----------------------------------------------------------------------------------------------------------- step size
 
 
 def frobenius_norm(matrix):
@@ -208,7 +209,7 @@ def step_constant(w):
     return w
 
 
-# ------------------------------------------------------------------------------------------------------------------ correction
+# ---------------------------------------------------------------------------------------------------------- correction
 
 
 def update_pairwise(x, k_matrix, w):
@@ -257,8 +258,9 @@ def update_lowrank(x, r, g, w):
 
 
 def correct(x, g, y, gamma_inv, rule, scale):
-    """(T4)-(T6): one correction of all particles. ``rule`` is "frobenius", "trace" or "constant"; ``scale`` is gamma or w.
+    """(T4)-(T6): one correction of all particles.
 
+    ``rule`` is "frobenius", "trace" or "constant"; ``scale`` is gamma, or w under the constant rule.
     Returns (x, w, ||K||_F).
     """
     k_matrix = coefficients(g, y, gamma_inv)
@@ -274,8 +276,8 @@ def correct(x, g, y, gamma_inv, rule, scale):
 def correct_masked(x, g, y, gamma_inv, rule, scale, alive, failed):
     """Correction with survivors only (not in the paper).
 
-    Means, anomalies, K and w are those of the sub-ensemble of survivors (divisor: their number). A failed particle stays where it is
-    (``failed="keep"``) or is moved by the mean displacement of the survivors (``failed="shift"``).
+    Means, anomalies, K and w are those of the sub-ensemble of survivors (divisor: their number). A failed particle
+    stays where it is (``failed="keep"``) or is moved by the mean displacement of the survivors (``failed="shift"``).
     """
     rows = [j for j in range(len(x)) if alive[j]]
     moved, w, norm = correct([x[j] for j in rows], [g[j] for j in rows], y, gamma_inv, rule, scale)
@@ -296,24 +298,24 @@ def correct_masked(x, g, y, gamma_inv, rule, scale, alive, failed):
     return out, w, norm
 
 
-# ----------------------------------------------------------------------------------------------------------- guidance schedule
+# --------------------------------------------------------------------------------------------------- guidance schedule
 
 
 def guidance_intended(i, n, gamma, r_min):
-    """(T8), intended form:  gamma_i = gamma ( (1 - r_min) (N - i)/N + r_min ).   r_min = 0: gamma_i = gamma, constant."""
+    """(T8), intended form:  gamma_i = gamma ( (1 - r_min) (N - i)/N + r_min );  r_min = 0: gamma_i = gamma."""
     if r_min == 0.0:
         return gamma
     return gamma * ((1.0 - r_min) * (n - i) / n + r_min)
 
 
 def guidance_official(i, n, gamma, r_min):
-    """(T8), released code:  gamma_i = gamma (1 - r_min) (N - i)/N + r_min.   r_min = 0: gamma_i = gamma, constant."""
+    """(T8), released code:  gamma_i = gamma (1 - r_min) (N - i)/N + r_min;  r_min = 0: gamma_i = gamma."""
     if r_min == 0.0:
         return gamma
     return gamma * (1.0 - r_min) * (n - i) / n + r_min
 
 
-# -------------------------------------------------------------------------------------------------------------------- algorithm
+# ----------------------------------------------------------------------------------------------------------- algorithm
 
 
 def corrections_at_level(x, i, n, sigmas, denoise, forward, y, gamma_inv, guidance, updates, rule, factor, cap):
@@ -339,15 +341,16 @@ def run_correct_then_predict(noise, denoise, forward, y, gamma_inv, n, guided, g
                              factor=4, cap=20, sigma_max=80.0, sigma_min=0.002, rho=7.0):
     """The order of the released code. Correction at level i, then the predictor from i to i + 1, i = 0..N-1.
 
-    ``guided`` is the collection of levels at which the correction is made, ``guidance(i)`` the value gamma_i (or w_i). Returns the list
-    [X at level 0, ..., X at level N].
+    ``guided`` is the collection of levels at which the correction is made, ``guidance(i)`` the value gamma_i (or w_i).
+    Returns the list [X at level 0, ..., X at level N].
     """
     sigmas = edm_sigmas(n, sigma_max, sigma_min, rho)
     x = initial_ensemble(noise, sigma_max)
     levels = [x]
     for i in range(n):
         if i in guided:
-            x = corrections_at_level(x, i, n, sigmas, denoise, forward, y, gamma_inv, guidance, updates, rule, factor, cap)
+            x = corrections_at_level(x, i, n, sigmas, denoise, forward, y, gamma_inv, guidance, updates, rule,
+                                     factor, cap)
         x = predict(x, i, sigmas, denoise)
         levels.append(x)
     return levels
@@ -357,8 +360,8 @@ def run_predict_then_correct(noise, denoise, forward, y, gamma_inv, n, guided, g
                              factor=4, cap=20, sigma_max=80.0, sigma_min=0.002, rho=7.0):
     """The order of the paper. Predictor from i to i + 1, then the correction at level i + 1, i = 0..N-1.
 
-    ``guided`` is the collection of levels at which the correction is made (the same meaning as above, so level 0 is never corrected and
-    level N, sigma = 0, can be). Returns [X at level 0, ..., X at level N], each after its correction.
+    ``guided`` is the collection of levels at which the correction is made, as above: level 0 is never corrected here,
+    level N (sigma = 0) can be. Returns [X at level 0, ..., X at level N], each after its correction.
     """
     sigmas = edm_sigmas(n, sigma_max, sigma_min, rho)
     x = initial_ensemble(noise, sigma_max)
@@ -366,13 +369,14 @@ def run_predict_then_correct(noise, denoise, forward, y, gamma_inv, n, guided, g
     for i in range(n):
         x = predict(x, i, sigmas, denoise)
         if i + 1 in guided:
-            x = corrections_at_level(x, i + 1, n, sigmas, denoise, forward, y, gamma_inv, guidance, updates, rule, factor, cap)
+            x = corrections_at_level(x, i + 1, n, sigmas, denoise, forward, y, gamma_inv, guidance, updates, rule,
+                                     factor, cap)
         levels.append(x)
     return levels
 
 
 def count_calls(n, guided, updates, factor=4, cap=20):
-    """Sequential forward calls U |guided| and denoiser calls per particle N + U sum_{i guided} n_i, counted by walking the loop."""
+    """Sequential forward calls, U |guided|, and denoiser calls per particle, N + U sum_{i guided} n_i, by walking."""
     forward_calls, denoiser_calls = 0, 0
     for i in range(n):
         if i in guided:
