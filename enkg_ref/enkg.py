@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,18 +32,17 @@ from .diffusion import edm_sigmas, euler_step, flow_to_zero, initial_ensemble, i
 
 
 # ---------------------------------------------------------------------------------------------- guidance and window
-def constant_guidance(i, n, gamma, floor):
-    """(T8) gamma_i = gamma: the choice of the paper, and of the official code when its floor is 0."""
-    return gamma
-
-
 def intended_guidance(i, n, gamma, floor):
-    """(T8) gamma_i = gamma ((1 - floor) (n - i)/n + floor): a decay from gamma to gamma * floor."""
+    """(T8) gamma_i = gamma ((1 - floor) (n - i)/n + floor), a decay from gamma to gamma * floor; constant if floor = 0."""
+    if floor == 0.0:
+        return gamma
     return gamma * ((1.0 - floor) * (n - i) / n + floor)
 
 
 def official_guidance(i, n, gamma, floor):
-    """(T8) gamma_i = gamma (1 - floor) (n - i)/n + floor: the official code, where the floor is not scaled by gamma."""
+    """(T8) gamma_i = gamma (1 - floor) (n - i)/n + floor, the official code: its floor is not scaled by gamma."""
+    if floor == 0.0:
+        return gamma
     return gamma * (1.0 - floor) * (n - i) / n + floor
 
 
@@ -91,7 +91,7 @@ class Config:
     updates: int = 2
     guidance: float = 2.0
     guidance_floor: float = 0.0
-    guidance_schedule: Callable = constant_guidance
+    guidance_schedule: Callable = intended_guidance
     window: tuple[int, int] | None = None
     step_rule: Callable = ensemble.frobenius
     sigma_max: float = 80.0
@@ -147,18 +147,17 @@ class Config:
                 "denoiser": self.steps + self.updates * sum(self.inner_steps(i) for i in levels)}
 
 
-_NAVIER_STOKES = Config(particles=2048, steps=80, updates=2, guard=None, guidance_schedule=official_guidance)
+_OFFICIAL = Config(particles=2048, steps=80, updates=2, guard=None, guidance_schedule=official_guidance)
 PRESETS = {  # released configurations of the official code and of InverseBench (`algorithm.md` 7)
     "navier-stokes-official": dataclasses.replace(
-        _NAVIER_STOKES, guidance_schedule=constant_guidance, window=guided_window(80, 0.05, 0.05)),
+        _OFFICIAL, window=guided_window(80, 0.05, 0.05)),
     "ffhq-official": dataclasses.replace(
-        _NAVIER_STOKES, particles=1024, guidance_schedule=constant_guidance, window=guided_window(80, 0.05, 0.05)),
+        _OFFICIAL, particles=1024, window=guided_window(80, 0.05, 0.05)),
     "black-hole-official": dataclasses.replace(
-        _NAVIER_STOKES, particles=1024, updates=1, guidance=3.5, guidance_floor=1e-3,
+        _OFFICIAL, particles=1024, updates=1, guidance=3.5, guidance_floor=1e-3,
         window=guided_window(80, 0.1, 0.1)),
     "inversebench": dataclasses.replace(
-        _NAVIER_STOKES, guidance_schedule=constant_guidance, inner_factor=8,
-        window=guided_window(80, 0.1, 0.1, rule="inversebench")),
+        _OFFICIAL, inner_factor=8, window=guided_window(80, 0.1, 0.1, rule="inversebench")),
 }
 
 
@@ -268,8 +267,14 @@ class EnKG:
             raise FloatingPointError(f"update: ||K||_F = {measured['norm_k']} {where}, expected a finite number")
 
         gamma = c.gamma(i)
-        budget = state.collapse_budget + (0.0 if stopped else gamma / measured.pop("budget_scale"))
-        measured.pop("budget_scale", None)
+        scale = measured.pop("budget_scale")
+        budget = state.collapse_budget + (gamma / scale if measured["step"] > 0 else 0.0)
+        if measured["collapsed"]:
+            warnings.warn("the ensemble has collapsed to rounding error in observation space: the update is skipped",
+                          stacklevel=2)
+        if len(failed_rows) > 0.05 * J:
+            warnings.warn("more than 5 % of the members failed in one call: see `failed` in Config (shift is the safe "
+                          "choice at large guidance, keep is not)", stacklevel=2)
         state = dataclasses.replace(
             state, x=x_new, updates_done=state.updates_done + 1, forward_calls=state.forward_calls + 1,
             denoiser_calls=state.denoiser_calls + c.inner_steps(i), collapse_budget=budget)

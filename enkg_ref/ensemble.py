@@ -40,7 +40,10 @@ def frobenius(gamma):
 
 
 def trace(gamma):
-    """(T5) w = gamma / tr(Gamma^-1 C_yy): the paper's rule (there gamma = 1). tr(Gamma^-1 C_yy) = tr K."""
+    """(T5) w = gamma / tr(Gamma^-1 C_yy): the paper's rule (there gamma = 1).
+
+    The trace is taken as tr K, which is equal where the residual is affine in g, as for Gaussian noise.
+    """
     return lambda norm, trace: _ratio(gamma, trace)
 
 
@@ -97,6 +100,8 @@ def correct(x, y_pred, residual, step_size, alive=None, failed="shift", guard=64
     -------
     x_new : array (J, *event);  Correction
     """
+    if failed not in ("shift", "keep"):
+        raise ValueError(f"failed: got {failed!r}, expected 'shift' or 'keep'")
     xp = array_namespace(x, y_pred)
     J = x.shape[0]
     X, G = xp.reshape(x, (J, -1)), _only(alive, xp.reshape(y_pred, (J, -1)))
@@ -111,8 +116,11 @@ def correct(x, y_pred, residual, step_size, alive=None, failed="shift", guard=64
     if pairwise:
         K = coefficients(R, B, members)
         norm = xp.sqrt(xp.sum(K * K))
-    else:  # ||R B'||_F^2 = sum of (R'R) * (B'B)
-        norm = xp.sqrt(xp.sum(xp.matmul(R.T, R) * xp.matmul(B.T, B))) / members
+    else:  # (T13) ||K||_F^2 = ||(P R) B'||_F^2 / J^2 + ||B rbar||^2 / J: two sums of squares, no cancellation
+        R_mean = ensemble_mean(R, alive)
+        PR = _only(alive, R - R_mean)
+        squares = xp.sum(xp.matmul(PR.T, PR) * xp.matmul(B.T, B)) / members + xp.sum(xp.matmul(B, R_mean.T) ** 2.0)
+        norm = xp.sqrt(xp.where(squares > 0.0, squares, xp.zeros_like(squares)) / members)
     K_trace = xp.sum(R * B) / members
 
     live = norm > rounding_floor(R, G, members, guard)

@@ -98,6 +98,8 @@ class Closures(Gaussian):
 
     def __init__(self, y, sigma, angular, weights=None, phase_loss="cos"):
         super().__init__(y, sigma)
+        if self._whitener.ndim != 1:
+            raise ValueError(f"sigma: got shape {np.shape(sigma)}, expected a number or ({self.size},)")
         if phase_loss not in ("cos", "square"):
             raise ValueError(f"phase_loss: got {phase_loss!r}, expected 'cos' or 'square'")
         weights = np.ones(self.size) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -1,0 +1,109 @@
+"""Counting calls and time, by waves (`evaluation.md` 1). Wrap the callables, run, read ``as_dict()``.
+
+A wave is one logical batched call whose inputs are all known: total += rows, sequential += 1. Wrap outside any
+chunking, so that micro-batches never raise the sequential count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+from ._xp import array_namespace, to_numpy
+
+FIELDS = ("fwd_total", "fwd_seq", "den_total", "den_seq", "den_vjp_total", "den_vjp_seq", "fwd_vjp_total",
+          "fwd_vjp_seq", "offline_fwd", "diag_fwd", "diag_den", "failed_fwd", "phys_net")
+PARTS = ("forward", "denoiser", "update", "record")
+
+
+class Ledger:
+    """Counts (``counts``) and exclusive wall seconds (``wall``) of one run.
+
+    wall: forward, denoiser (their VJPs included), update (the method's own arithmetic), record (history, checkpoint),
+    and in ``as_dict()`` other = total - their sum. On an asynchronous device the split follows the host's clock.
+    """
+
+    def __init__(self):
+        self.counts = Counter({name: 0 for name in FIELDS})
+        self.wall = Counter({part: 0.0 for part in PARTS})
+        self.total = 0.0
+        self._nested = []
+
+    def forward(self, call):
+        """Wrap a forward model: fwd_total, fwd_seq, failed_fwd (rows with a non-finite entry)."""
+        counted = self._wave(call, "fwd", "forward")
+
+        def wrapped(x):
+            y_pred = counted(x)
+            xp = array_namespace(y_pred)
+            finite = to_numpy(xp.all(xp.isfinite(xp.reshape(y_pred, (y_pred.shape[0], -1))), axis=1))
+            self.counts["failed_fwd"] += int((~finite).sum())
+            return y_pred
+
+        return wrapped
+
+    def forward_vjp(self, call):
+        """Wrap (x, v) -> J_G(x)^T v. The forward value inside is counted as a forward call too (rule 3)."""
+        counted = self._wave(call, "fwd_vjp", "forward")
+
+        def wrapped(x, v):
+            self.counts["fwd_total"] += x.shape[0]
+            self.counts["fwd_seq"] += 1
+            return counted(x, v)
+
+        return wrapped
+
+    def denoiser(self, call):
+        """Wrap D(x, sigma): den_total, den_seq and one physical network execution per row."""
+        return self._wave(call, "den", "denoiser", network=True)
+
+    def denoiser_vjp(self, call):
+        """Wrap (x, sigma, v) -> (D, J_D^T v): one VJP per row, which runs the network once more (rule 4)."""
+        return self._wave(call, "den_vjp", "denoiser", network=True)
+
+    def _wave(self, call, name, part, network=False):
+        def wrapped(x, *args):
+            self.counts[f"{name}_total"] += x.shape[0]
+            self.counts[f"{name}_seq"] += 1
+            if network:
+                self.counts["phys_net"] += x.shape[0]
+            with self.clock(part):
+                return call(x, *args)
+
+        return wrapped
+
+    @contextmanager
+    def clock(self, part):
+        """Add the time of the block to ``part``, without the time of clocks inside it."""
+        start = time.perf_counter()
+        self._nested.append(0.0)
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.wall[part] += elapsed - self._nested.pop()
+            if self._nested:
+                self._nested[-1] += elapsed
+            else:
+                self.total += elapsed
+
+    def as_dict(self):
+        """Counts, and wall seconds by part; ``other`` is what no part explains."""
+        named = {part: self.wall[part] for part in PARTS}
+        return {**{name: self.counts[name] for name in FIELDS},
+                "wall": {**named, "other": self.total - sum(named.values()), "total": self.total}}
+
+    def restore(self, saved):
+        """Continue the counts of ``as_dict()`` of an earlier session of the same run."""
+        self.counts.update({name: saved[name] for name in FIELDS})
+        self.wall.update({part: saved["wall"][part] for part in PARTS})
+        self.total += saved["wall"]["total"]
+
+
+def add(ledgers):
+    """Sum of several ``as_dict()``: independent runs, one after the other or side by side."""
+    ledgers = list(ledgers)
+    out = {name: sum(one[name] for one in ledgers) for name in FIELDS}
+    out["wall"] = {part: sum(one["wall"][part] for one in ledgers) for part in ledgers[0]["wall"]}
+    return out
