@@ -33,7 +33,7 @@ from .diffusion import edm_sigmas, euler_step, flow_to_zero, initial_ensemble, i
 
 # ---------------------------------------------------------------------------------------------- guidance and window
 def intended_guidance(i, n, gamma, floor):
-    """(T8) gamma_i = gamma ((1 - floor) (n - i)/n + floor), a decay from gamma to gamma * floor; constant if floor = 0."""
+    """(T8) gamma_i = gamma ((1 - floor) (n - i)/n + floor): decays from gamma to gamma * floor; constant if floor = 0."""
     if floor == 0.0:
         return gamma
     return gamma * ((1.0 - floor) * (n - i) / n + floor)

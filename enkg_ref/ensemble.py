@@ -118,7 +118,7 @@ def correct(x, y_pred, residual, step_size, alive=None, failed="shift", guard=64
         norm = xp.sqrt(xp.sum(K * K))
     else:  # (T13) ||K||_F^2 = ||(P R) B'||_F^2 / J^2 + ||B rbar||^2 / J: two sums of squares, no cancellation
         R_mean = ensemble_mean(R, alive)
-        PR = _only(alive, R - R_mean)
+        PR = anomalies(R, alive)
         squares = xp.sum(xp.matmul(PR.T, PR) * xp.matmul(B.T, B)) / members + xp.sum(xp.matmul(B, R_mean.T) ** 2.0)
         norm = xp.sqrt(xp.where(squares > 0.0, squares, xp.zeros_like(squares)) / members)
     K_trace = xp.sum(R * B) / members
