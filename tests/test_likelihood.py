@@ -1,0 +1,122 @@
+"""What a measurement means: residual and misfit in closed form, the residual as half the gradient of the misfit."""
+
+import math
+
+import numpy as np
+import pytest
+
+from enkg_ref import Closures, Gaussian
+
+M = 4
+RNG = np.random.default_rng(8)
+Y = RNG.standard_normal(M)
+G = RNG.standard_normal((6, M)) + 0.5
+SD = np.array([0.3, 1.0, 2.5, 0.7])
+FACTOR = RNG.standard_normal((M, M))
+DENSE = FACTOR @ FACTOR.T + 0.3 * np.eye(M)
+ANGULAR = np.array([True, True, False, False])
+WEIGHTS = np.array([1.0, 0.5, 2.0, 0.0])
+
+
+def precision(backend):
+    return ("float64", 1e-12) if backend.float64 else ("float32", 1e-5)
+
+
+@pytest.mark.parametrize("noise, gamma", [(0.4, 0.16 * np.eye(M)), (SD, np.diag(SD**2)), (DENSE, DENSE)],
+                         ids=["number", "diagonal", "dense"])
+def test_gaussian_residual_misfit_and_whitening_equal_their_closed_forms(backend, noise, gamma):
+    dtype, tolerance = precision(backend)
+    likelihood, g, inverse = Gaussian(Y, noise), backend.array(G, dtype), np.linalg.inv(gamma)
+    d = G - Y
+    np.testing.assert_allclose(backend.numpy(likelihood.difference(g)), d, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(backend.numpy(likelihood.residual(g)), d @ inverse, rtol=tolerance, atol=20 * tolerance)
+    misfit = likelihood.misfit(g)
+    assert misfit.shape == (6,) and misfit.dtype == g.dtype
+    np.testing.assert_allclose(backend.numpy(misfit), [row @ inverse @ row for row in d], rtol=10 * tolerance)
+    white = backend.numpy(likelihood.whiten(g))
+    np.testing.assert_allclose(white @ white.T, G @ inverse @ G.T, rtol=10 * tolerance, atol=20 * tolerance)
+
+
+@pytest.mark.parametrize("phase_loss", ["cos", "square"])
+def test_closure_residual_and_misfit_equal_their_closed_forms(backend, phase_loss):
+    dtype, tolerance = precision(backend)
+    likelihood = Closures(Y, SD, ANGULAR, WEIGHTS, phase_loss)
+    g = G + np.array([4.0, -7.0, 4.0, -7.0])  # several turns away
+    residual, misfit = np.empty_like(g), np.zeros(6)
+    for j in range(6):
+        for a in range(M):
+            d = g[j, a] - Y[a]
+            turning = ANGULAR[a] and phase_loss == "cos"
+            residual[j, a] = WEIGHTS[a] * (math.sin(d) if turning else d) / SD[a] ** 2
+            misfit[j] += WEIGHTS[a] * (2.0 - 2.0 * math.cos(d) if turning else d * d) / SD[a] ** 2
+    ours = backend.array(g, dtype)
+    np.testing.assert_allclose(backend.numpy(likelihood.residual(ours)), residual, rtol=10 * tolerance,
+                               atol=100 * tolerance)
+    np.testing.assert_allclose(backend.numpy(likelihood.misfit(ours)), misfit, rtol=20 * tolerance)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(Y, 0.4), Gaussian(Y, SD), Gaussian(Y, DENSE),
+                                        Closures(Y, SD, ANGULAR, WEIGHTS), Closures(Y, SD, ANGULAR, WEIGHTS, "square")],
+                         ids=["number", "diagonal", "dense", "cos", "square"])
+def test_the_residual_is_half_the_gradient_of_the_misfit(likelihood):
+    h = 1e-5
+    numerical = np.empty_like(G)
+    for a in range(M):
+        shift = h * np.eye(M)[a]
+        numerical[:, a] = (likelihood.misfit(G + shift) - likelihood.misfit(G - shift)) / (4.0 * h)
+    scale = np.max(np.abs(numerical))
+    np.testing.assert_allclose(likelihood.residual(G), numerical, rtol=0.0, atol=1e-8 * scale)
+
+
+def test_the_misfit_of_the_truth_is_chi_square_with_m_degrees_of_freedom():
+    m, draws = 5, 20_000
+    a = np.random.default_rng(1).standard_normal((m, m))
+    gamma = a @ a.T + 0.1 * np.eye(m)
+    noise = np.random.default_rng(2).standard_normal((draws, m)) @ np.linalg.cholesky(gamma).T
+    misfit = Gaussian(np.zeros(m), gamma).misfit(noise)
+    assert abs(misfit.mean() - m) < 5 * math.sqrt(2 * m / draws)  # five standard errors
+    assert abs(misfit.var() / (2 * m) - 1.0) < 0.1
+
+
+def test_angles_are_wrapped_and_turns_do_not_count(backend):
+    dtype, tolerance = precision(backend)
+    likelihood = Closures([3.0, 3.0], [1.0, 1.0], [True, False])
+    g = backend.array([[-3.0, -3.0], [3.0 + 2 * math.pi, 3.0 + 2 * math.pi]], dtype)
+    difference = backend.numpy(likelihood.difference(g))
+    expected = [[2 * math.pi - 6.0, -6.0], [0.0, 2 * math.pi]]
+    np.testing.assert_allclose(difference, expected, atol=100 * tolerance)
+    np.testing.assert_allclose(backend.numpy(likelihood.residual(g))[:, 0], np.sin([2 * math.pi - 6.0, 0.0]),
+                               atol=100 * tolerance)
+
+
+def test_the_cosine_loss_approaches_the_square_for_small_angles():
+    cos, square = (Closures(Y, SD, np.ones(M, bool), phase_loss=loss) for loss in ("cos", "square"))
+    errors = []
+    for size in (1e-1, 1e-2):
+        g = Y + size * np.ones((1, M))
+        errors.append(float(abs(cos.misfit(g)[0] / square.misfit(g)[0] - 1.0)))
+    assert errors[0] == pytest.approx(1e-2 / 12, rel=1e-2)  # 2 (1 - cos d) = d^2 (1 - d^2/12 + ...)
+    assert errors[0] / errors[1] == pytest.approx(100.0, rel=1e-2)
+
+
+def test_a_tiny_angle_keeps_its_misfit_in_float32():
+    # 1 - cos d would vanish below d = 3e-4
+    likelihood = Closures([0.0], [1.0], [True])
+    assert float(likelihood.misfit(np.array([[1e-5]], dtype=np.float32))[0]) == pytest.approx(1e-10, rel=1e-5)
+
+
+@pytest.mark.parametrize("make, named", [
+    (lambda: Gaussian([1.0, math.nan]), "observation"),
+    (lambda: Gaussian([1.0, 2.0], 0.0), "noise"),
+    (lambda: Gaussian([1.0, 2.0], [1.0, -1.0]), "noise"),
+    (lambda: Gaussian([1.0, 2.0], [1.0, 1.0, 1.0]), "noise"),
+    (lambda: Gaussian([1.0, 2.0], [[1.0, 0.5], [0.4, 1.0]]), "symmetric"),
+    (lambda: Gaussian([1.0, 2.0], [[1.0, 2.0], [2.0, 1.0]]), "positive definite"),
+    (lambda: Closures([1.0, 2.0], 1.0, [True]), "angular"),
+    (lambda: Closures([1.0, 2.0], 1.0, [True, False], [1.0, -1.0]), "weights"),
+    (lambda: Closures([1.0, 2.0], 1.0, [True, False], phase_loss="sine"), "phase_loss"),
+    (lambda: Closures([1.0, 2.0], [[1.0, 0.5], [0.5, 1.0]], [True, False]), "sigma"),
+])
+def test_measurements_that_make_no_sense_are_refused_by_name(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
