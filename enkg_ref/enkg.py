@@ -33,7 +33,7 @@ from .diffusion import edm_sigmas, euler_step, flow_to_zero, initial_ensemble, i
 
 # ---------------------------------------------------------------------------------------------- guidance and window
 def intended_guidance(i, n, gamma, floor):
-    """(T8) gamma_i = gamma ((1 - floor) (n - i)/n + floor): decays from gamma to gamma * floor; constant if floor = 0."""
+    """(T8) gamma_i = gamma ((1 - floor)(n - i)/n + floor): falls from gamma to gamma * floor; constant if floor = 0."""
     if floor == 0.0:
         return gamma
     return gamma * ((1.0 - floor) * (n - i) / n + floor)
@@ -218,6 +218,11 @@ class EnKG:
     def sigmas(self):
         c = self.config
         return edm_sigmas(c.steps, c.sigma_max, c.sigma_min, c.rho, c.sigma_dtype)
+
+    @property
+    def total(self):
+        """Number of updates of a whole run, if no rule stops it early."""
+        return self.config.counts()["forward"]
 
     def init(self, noise):
         """(T2) State at the first guided level.  noise : (J, *event), standard normal."""

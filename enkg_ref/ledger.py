@@ -88,6 +88,16 @@ class Ledger:
             else:
                 self.total += elapsed
 
+    def timed(self, updates, part="update"):
+        """Hand a generator through, its own time (not that of the calls wrapped inside it) booked under ``part``."""
+        while True:
+            with self.clock(part):
+                try:
+                    item = next(updates)
+                except StopIteration:
+                    return
+            yield item
+
     def as_dict(self):
         """Counts, and wall seconds by part; ``other`` is what no part explains."""
         named = {part: self.wall[part] for part in PARTS}

@@ -44,7 +44,7 @@ class Gaussian:
         elif noise.size in (1, m) and noise.ndim <= 1:
             if not (np.all(np.isfinite(noise)) and np.all(noise > 0)):
                 raise ValueError(f"noise: got a smallest value of {noise.min()}, expected standard deviations > 0")
-            self._whitener = np.broadcast_to(1.0 / noise, (m,))
+            self._whitener = np.ones(m) / noise
         else:
             raise ValueError(f"noise: got shape {noise.shape}, expected a number, ({m},) or ({m}, {m})")
 

@@ -1,0 +1,521 @@
+"""``enkg``: solve, compare, verify, list. The only file that knows the method, the priors and the problems."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from . import __version__, extensions, ledger, members, report, runner
+from .enkg import PRESETS, Config, EnKG, State, guided_window
+from .ensemble import constant, frobenius, trace
+from .likelihood import Closures, Gaussian
+
+STEP_RULES = {"frobenius": frobenius, "trace": trace, "constant": constant, "tempered": frobenius}
+STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
+
+
+class UsageError(ValueError):
+    """Bad input: one sentence that names the argument, what was got and what was expected. Exit code 2."""
+
+
+# ---------------------------------------------------------------------------------------------------------- problems
+REAL_DATA = ("systematic", "min_baseline", "closure_set", "compact_flux")
+
+
+def _m87(options):
+    from problems import black_hole
+
+    if options.observation is not None:
+        raise UsageError("observation: got a file with problem m87, expected none; black-hole is for other data")
+    return black_hole.m87(options.day, truth=options.truth, **_given(options, *REAL_DATA))
+
+
+def _black_hole(options):
+    from problems import black_hole
+
+    if options.observation is not None:
+        return black_hole.black_hole(options.observation, truth=options.truth, **_given(options, *REAL_DATA))
+    given = _given(options, "coverage", "closure_set", noise="noise_mode", index="item")
+    return black_hole.black_hole(truth=options.truth, seed=options.seed, **given)
+
+
+def _linear_gaussian(options):
+    from problems.linear_gaussian import linear_gaussian
+
+    _refuse(options, "linear-gaussian", "observation", "truth")
+    return linear_gaussian(options.setup, noise=options.noise, seed=options.item or 0)
+
+
+def _own(options):
+    """The user's forward model between a prior file and a data file."""
+    for name in ("prior", "observation", "noise"):
+        if getattr(options, name) is None:
+            raise UsageError(f"{name}: got nothing, expected --{name} together with --forward")
+    from onnx_priors.session import load_prior
+    from problems.problem import Observation, Problem
+
+    prior = load_prior(options.prior)
+    y = _array(options.observation, "observation")
+    scale, shift = (float(prior.metadata.get(name, default)) for name, default in (("scale", 1.0), ("shift", 0.0)))
+    forward = _user_forward(options.forward, y.size)
+    truth = None if options.truth is None else _array(options.truth, "truth")
+    return Problem(name="own", event_shape=prior.event_shape, forward=lambda x: forward(scale * x + shift),
+                   observation=Observation(y.reshape(-1), options.noise), scale=scale, shift=shift, truth=truth,
+                   units=prior.metadata.get("units", ""), notes=f"forward model {options.forward}")
+
+
+PROBLEMS = {
+    "m87": (_m87, "M87* from the EHT data of 11 (--day 101) or 6 April 2017 (--day 096)"),
+    "black-hole": (_black_hole, "black-hole imaging: simulated, or --observation FILE (CSV, UVFITS)"),
+    "linear-gaussian": (_linear_gaussian, "exact posterior known: --setup A, B or LG6 (verification)"),
+}
+
+
+def _given(options, *same, **names):
+    """The options that were given, as keyword arguments: key = name of the option."""
+    names = {**{name: name for name in same}, **names}
+    return {key: getattr(options, name) for key, name in names.items() if getattr(options, name) is not None}
+
+
+def _refuse(options, problem, *names):
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{name}: got {getattr(options, name)}, expected nothing: problem {problem} makes its own")
+
+
+def _array(path, argument):
+    try:
+        array = np.load(path, allow_pickle=False).astype(np.float64)
+    except FileNotFoundError:
+        raise UsageError(f"{argument}: got {path}, which does not exist, expected an .npy file") from None
+    except (ValueError, OSError, EOFError):
+        raise UsageError(f"{argument}: got {path}, which is not an array of numbers, expected an .npy file") from None
+    if not np.all(np.isfinite(array)):
+        raise UsageError(f"{argument}: got {path} with non-finite values, expected finite numbers")
+    return array
+
+
+def _user_forward(name, size):
+    if "{" in name:
+        return members.Program(name, size, log=_failed_member)
+    module, _, function = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        call = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"forward: got {name} ({error}), expected package.module:function or a command with "
+                         "{input} and {output}") from None
+    finally:
+        sys.path.pop(0)
+    return members.guarded(call, size, log=_failed_member)
+
+
+def _failed_member(row, error):
+    print(f"enkg: member {row} failed: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _nearest(name, known, argument):
+    close = difflib.get_close_matches(str(name), known, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return UsageError(f"{argument}: got {name!r}, expected one of {', '.join(known)}{hint}")
+
+
+def build_problem(options):
+    """The Problem named by the options, checked."""
+    if options.forward is not None:
+        problem = _own(options)
+    elif options.problem is None:
+        raise UsageError(f"problem: got nothing, expected one of {', '.join(PROBLEMS)}, or --forward")
+    elif options.problem not in PROBLEMS:
+        raise _nearest(options.problem, PROBLEMS, "problem")
+    else:
+        problem = PROBLEMS[options.problem][0](options)
+    if problem.truth is not None and tuple(problem.truth.shape) != tuple(problem.event_shape):
+        raise UsageError(f"truth: got shape {tuple(problem.truth.shape)}, expected {tuple(problem.event_shape)}")
+    return problem
+
+
+def build_prior(options, problem, threads=None):
+    """(name, Denoise): the problem's own exact denoiser, a shipped prior by name, or an .onnx file."""
+    name = options.prior or problem.prior
+    if name is None:
+        if not hasattr(problem, "denoise"):
+            raise UsageError("prior: got nothing, expected --prior NAME or FILE.onnx")
+        return "exact", problem.denoise
+    from onnx_priors.session import OnnxDenoiser
+
+    denoise = OnnxDenoiser(name, device=options.device, threads=threads, **_given(options, "chunk"))
+    if tuple(denoise.event_shape) != tuple(problem.event_shape):
+        raise UsageError(f"prior: got {name} for events of shape {tuple(denoise.event_shape)}, expected "
+                         f"{tuple(problem.event_shape)} for problem {problem.name}")
+    return Path(name).name, denoise
+
+
+def build_likelihood(problem):
+    """What the problem's observation means: Gaussian, or closures where some data are angles."""
+    data = problem.observation
+    if data.angular is None:
+        return Gaussian(data.y, data.noise)
+    return Closures(data.y, data.noise, data.angular)
+
+
+def build_config(options, problem):
+    """Config: a preset or the problem's defaults, then whatever the options say."""
+    if options.preset is not None:
+        if options.preset not in PRESETS:
+            raise _nearest(options.preset, PRESETS, "preset")
+        settings = {f.name: getattr(PRESETS[options.preset], f.name) for f in dataclasses.fields(Config)}
+    else:
+        settings = dict(problem.defaults)
+    start, end = settings.pop("start", 0.05), settings.pop("end", 0.05)
+    settings.update(_given(options, "particles", "steps", "updates", "guidance", "failed"))
+    if options.step_rule is not None:
+        settings["step_rule"] = STEP_RULES[options.step_rule]
+    if options.stop is not None:
+        settings["stop"] = STOPS[options.stop]
+    if options.window is not None:
+        start, end = options.window
+    if options.preset is None or options.window is not None or options.steps is not None:
+        settings["window"] = guided_window(max(2, settings.get("steps", Config.steps)), start, end)
+    return Config(**settings)
+
+
+# ------------------------------------------------------------------------------------------------------------- solve
+METHODS = {"enkg": (EnKG, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175")}
+
+
+def build_run(options, k, account):
+    """`runner.Run` of ensemble k: everything from the options anew, so that a process can do it on its own."""
+    problem = build_problem(options)
+    prior, denoise = build_prior(options, problem, threads=max(1, (os.cpu_count() or 1) // options.workers))
+    config, likelihood, seed = build_config(options, problem), build_likelihood(problem), options.seed + k
+    denoise = account.denoiser(denoise)
+    if options.step_rule == "tempered":
+        method = extensions.TemperedEnKG(denoise, likelihood, config, seed=seed)
+    else:
+        method = METHODS[options.method][0](denoise, likelihood, config)
+    noise = _member_noise(seed, config.particles, problem.event_shape, options)
+    forward = members.chunked(problem.forward, options.chunk) if options.chunk else problem.forward
+    about = {"problem": problem.name, "method": _method_name(options), "prior": prior, "seed": seed,
+             "dtype": options.dtype, "device": options.device, **config.describe(),
+             "observation": _digest(problem.observation.y), "noise": _digest(problem.observation.noise)}
+    return runner.Run(method, account.forward(forward), noise, State, about)
+
+
+def _method_name(options):
+    return "enkg-tempered" if options.step_rule == "tempered" else options.method
+
+
+def _member_noise(seed, particles, event_shape, options):
+    from ._xp import member_normals
+
+    noise = member_normals(seed, 0, particles, event_shape).astype(options.dtype)
+    if options.device == "cpu":
+        return noise
+    import cupy
+
+    return cupy.asarray(noise)
+
+
+def _digest(array):
+    return hashlib.sha256(np.ascontiguousarray(np.asarray(array, dtype=np.float64)).tobytes()).hexdigest()[:16]
+
+
+def solve(options):
+    """``enkg solve``: check everything, run the ensembles, write the folder, print the summary."""
+    started = time.perf_counter()
+    if options.method not in METHODS:
+        raise _nearest(options.method, METHODS, "method")
+    if options.ensembles is None:
+        options.ensembles = 3 if options.problem == "m87" else 1
+    if options.ensembles < 1:
+        raise UsageError(f"ensembles: got {options.ensembles}, expected at least 1")
+    if options.seed < 0:
+        raise UsageError(f"seed: got {options.seed}, expected a number >= 0")
+    _check_device(options.device)
+    if options.workers is None:
+        options.workers = 1 if options.device == "cuda" else min(options.ensembles, os.cpu_count() or 1)
+    problem = build_problem(options)
+    prior, _ = build_prior(options, problem)
+    config = build_config(options, problem)
+    likelihood = build_likelihood(problem)
+    folder, work = _prepare_folder(options)
+
+    total = options.ensembles * runner_total(options, problem, config)
+    bar = _progress_bar(total, options.quiet)
+    try:
+        runner.run_ensembles(build_run, options, options.ensembles, options.workers, work, partial(_advance, bar))
+    finally:
+        bar.close()
+
+    parts = runner.collect(work, options.ensembles)
+    history = [line for _, _, lines in parts for line in lines]
+    particles = np.concatenate([fields["x"] for fields, _, _ in parts]).astype(np.float64)
+    ensemble = problem.scale * particles + problem.shift
+    index = np.repeat(np.arange(len(parts)), [len(fields["x"]) for fields, _, _ in parts])
+    counts = ledger.add(extra["ledger"] for _, extra, _ in parts)
+    predictions = np.asarray(problem.forward(particles))
+    counts["diag_fwd"] += len(particles)
+    score = problem.score or (lambda x: _score(x, problem, likelihood))
+    stopped = sum(line.get("stopped", False) for line in history)
+    summary = {
+        "problem": problem.name, "method": _method_name(options), "prior": prior, "seed": options.seed,
+        "ensembles": options.ensembles, "config": config.describe(), "metrics": score(ensemble),
+        "metrics_per_ensemble": [score(ensemble[index == k]) for k in range(options.ensembles)],
+        "failed_rows": sum(len(line.get("failed_rows", ())) for line in history),
+        "collapsed_updates": sum(line.get("collapsed", False) for line in history),
+        "stop_reason": "all levels done" + (f"; {stopped} updates ended by {options.stop}" if stopped else ""),
+        "ledger": counts, "seconds": time.perf_counter() - started, "notes": problem.notes,
+        "spread": report.NOT_A_POSTERIOR, "versions": _versions(), "command": " ".join(["enkg", *options.argv]),
+    }
+    result = {"mean": ensemble.mean(axis=0), "std": ensemble.std(axis=0), "ensemble": ensemble,
+              "ensemble_index": index, "observation": np.asarray(problem.observation.y), "predictions": predictions}
+    if problem.truth is not None:
+        result["truth"] = np.asarray(problem.truth)
+
+    np.savez(folder / "result.npz", **result)
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+    shown = {**result, "history": history, "summary": summary}
+    title = f"{problem.name}: {summary['method']}, prior {prior}"
+    page = problem.figure(shown) if problem.figure else report.figure(shown, history, title, problem.notes)
+    page.savefig(folder / "figure.png", dpi=110, bbox_inches="tight")
+    summary["seconds"] = time.perf_counter() - started
+    report.write_json(folder / "summary.json", summary)
+    shutil.rmtree(work)
+    if not options.quiet:
+        print(report.text(summary))
+        print(f"  written to {folder}/: figure.png, result.npz, summary.json, history.jsonl")
+    return 0
+
+
+def runner_total(options, problem, config):
+    """Updates of one ensemble, for the progress bar."""
+    return config.counts()["forward"]
+
+
+def _score(ensemble, problem, likelihood):
+    """Figures of merit of a problem that brings none: misfit of the predictions, errors where the truth is known."""
+    x = (ensemble - problem.shift) / problem.scale
+    predictions = np.asarray(problem.forward(x)).reshape(len(x), -1)
+    mean, m = predictions.mean(axis=0, keepdims=True), likelihood.size
+    out = {"chi2_mean_prediction": float(likelihood.misfit(mean)[0]) / m,
+           "chi2_median_particle": float(np.median(likelihood.misfit(predictions))) / m}
+    if problem.truth is not None:
+        from . import metrics
+
+        out["relative_l2_of_mean"] = metrics.relative_l2_of_mean(ensemble, problem.truth)
+        out["relative_l2_particles"] = metrics.relative_l2_of_particles(ensemble, problem.truth)
+    return out
+
+
+def _check_device(device):
+    if device == "cuda":
+        try:
+            import cupy
+
+            available = cupy.is_available()
+        except ImportError:
+            raise UsageError("device: got cuda without cupy, expected it installed: pip install -e '.[gpu]'") from None
+        if not available:
+            raise UsageError("device: got cuda, expected a CUDA device, but cupy finds none")
+
+
+def _prepare_folder(options):
+    """The output folder and its working folder; nothing that is there already is touched."""
+    folder = Path(options.out or f"out-{options.problem or 'own'}")
+    work = folder / "run"
+    try:
+        finished, begun = (folder / "summary.json").exists(), work.exists()
+        if finished and options.resume and not begun:
+            raise UsageError(f"resume: got {folder}, which holds a finished run, expected an unfinished one")
+        if (finished or begun) and not options.resume:
+            kind = "a finished run" if finished else "an unfinished run (go on with --resume)"
+            raise UsageError(f"out: got {folder}, which holds {kind}, expected another folder")
+        if options.resume and not begun:
+            raise UsageError(f"resume: got {folder}, which holds no unfinished run, expected one")
+        work.mkdir(parents=True, exist_ok=True)
+        probe = work / "writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"out: got {folder}, which cannot be written ({error.strerror}), expected a writable "
+                         "folder") from None
+    return folder, work
+
+
+def _progress_bar(total, quiet):
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise UsageError("tqdm: not installed, expected the extra cpu or gpu: pip install -e '.[cpu]'") from None
+    return tqdm(total=total, disable=quiet, unit="update", dynamic_ncols=True)
+
+
+def _advance(bar, done, line):
+    if line is not None:
+        bar.set_postfix_str(f"sigma {line['sigma']:.3g}, misfit {line.get('misfit', float('nan')):.3g}", refresh=False)
+    bar.update(done - bar.n)
+
+
+def _versions():
+    from importlib import metadata
+
+    names = ("numpy", "scipy", "array-api-compat", "onnxruntime", "onnxruntime-gpu")
+    found = {"enkg_ref": __version__, "python": sys.version.split()[0]}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ other commands
+def verify(options):
+    """``enkg verify``: the statements of THEORY.md, measured."""
+    from . import verify as statements
+
+    return statements.run(json_path=options.json, backend=options.backend)
+
+
+def list_known(options):
+    """``enkg list``: problems, methods with what each needs, priors."""
+    from onnx_priors.manifest import read_manifest
+
+    print("problems")
+    for name, (_, words) in PROBLEMS.items():
+        print(f"  {name:20s} {words}")
+    print("methods (and what they need)")
+    for name, (kind, words) in METHODS.items():
+        print(f"  {name:20s} {', '.join(sorted(kind.ACCESS)):28s} {words}")
+    print("priors")
+    for name, entry in read_manifest().items():
+        metadata = entry["metadata"]
+        print(f"  {name:20s} {'x'.join(map(str, metadata['event_shape'])):10s} {metadata.get('data', '')}")
+    return 0
+
+
+def _number(kind):
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {wanted}") from None
+        if not np.isfinite(value):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a finite number")
+        return value
+    return read
+
+
+def _positive(text):
+    value = _number(float)(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number >= 0")
+    return value
+
+
+def _window(text):
+    try:
+        start, end = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected START,END as fractions of the steps") from None
+    return start, end
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(message.replace("argument ", "", 1))
+
+
+def _parser():
+    parser = _Parser(prog="enkg", description="Ensemble Kalman Diffusion Guidance (arXiv 2409.20175): inverse problems "
+                     "with a diffusion prior and evaluations of the forward model only.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    run = commands.add_parser("solve", help="reconstruct one observation",
+                              formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    run.set_defaults(call=solve)
+    add = run.add_argument
+    add("problem", nargs="?", help=f"one of {', '.join(PROBLEMS)}; none with --forward")
+    add("--method", default="enkg", help=f"one of {', '.join(METHODS)}")
+    add("--prior", help="shipped prior by name, or an .onnx file; default: the problem's own")
+    add("--particles", type=_number(int), help="J, ensemble size; default: the problem's")
+    add("--steps", type=_number(int), help="N, diffusion steps; default: the problem's")
+    add("--updates", type=_number(int), help="U, corrections per guided level; default: the problem's")
+    add("--guidance", type=_positive, help="gamma; monotone up to 2; default: the problem's")
+    add("--window", type=_window, metavar="START,END", help="unguided fractions of the steps at both ends")
+    add("--step-rule", choices=STEP_RULES, help="(T5); default frobenius. 'tempered' is an extension, not in the paper")
+    add("--stop", choices=STOPS, help="discrepancy stop, an extension, not in the paper; default none")
+    add("--failed", choices=("shift", "keep", "raise"), help="what a failed forward call does to its particle")
+    add("--preset", help=f"a released configuration: {', '.join(PRESETS)}")
+    add("--seed", type=_number(int), default=0, help="of the initial noise; ensemble k uses seed + k")
+    add("--ensembles", type=_number(int), help="independent ensembles; default 3 for m87, else 1")
+    add("--workers", type=_number(int), help="processes; default: one per ensemble, at most one per core")
+    add("--noise", type=_positive, metavar="SIGMA", help="standard deviation of the data")
+    add("--observation", metavar="FILE", help="data: CSV or UVFITS (black-hole), .npy (--forward)")
+    add("--truth", metavar="FILE.npy", help="known truth, for the error only (black-hole: simulated from it)")
+    add("--forward", metavar="NAME", help="your simulator: package.module:function, (J, *event) -> (J, m) in physical "
+        "units, or a command with {input} and {output} (.npy, one member each)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs the extra gpu")
+    add("--dtype", choices=("float64", "float32"), default="float64", help="of the particles; priors run in float32")
+    add("--chunk", type=_number(int), help="rows per call of prior and forward model")
+    add("--out", metavar="DIR", help="output folder; default out-PROBLEM")
+    add("--resume", action="store_true", help="go on with the unfinished run in --out")
+    add("--quiet", action="store_true", help="print nothing")
+    sky = run.add_argument_group("m87, black-hole")
+    add = sky.add_argument
+    add("--day", default="101", help="m87: 101 (11 April 2017) or 096 (6 April)")
+    add("--systematic", type=_positive, metavar="F", help="real data: noise added, as a fraction of |V|; default 0.02")
+    add("--min-baseline", type=_positive, metavar="LAMBDA", help="real data: drop shorter baselines; default 1e8")
+    add("--closure-set", choices=("full", "min"), help="full rank (default), or through one reference station")
+    add("--compact-flux", type=_positive, metavar="JY", help="real data: flux of the displayed image; default 0.6")
+    add("--coverage", help="simulated data: standard (default), sgra, m87-101, m87-096")
+    add("--noise-mode", help="simulated data: vis_thermal (default), gaussian, eht")
+    run.add_argument("--item", type=_number(int), help="number of the simulated truth; default 0")
+    run.add_argument("--setup", default="A", help="linear-gaussian: A, B or LG6")
+
+    check = commands.add_parser("verify", help="measure the statements of THEORY.md")
+    check.set_defaults(call=verify)
+    check.add_argument("--json", metavar="FILE", help="the same for machines")
+    check.add_argument("--backend", default="numpy", help="numpy, torch, jax, strict or cupy")
+
+    known = commands.add_parser("list", help="problems, methods and what each needs, priors")
+    known.set_defaults(call=list_known)
+    return parser
+
+
+def main(argv=None):
+    """Entry point. Returns the exit code: 0 done, 1 a run or a statement failed, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options = None
+    try:
+        options = _parser().parse_args(argv)
+        options.argv = argv
+        return options.call(options)
+    except FloatingPointError as error:
+        print(f"enkg: stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("enkg: interrupted; the checkpoint is kept: repeat the command with --resume to go on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"enkg: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The Gaussian reference of a prior: mean, modes, variances, and how much the denoiser leaves open (E1).
+
+EnKG-R needs Cov[x0 | x_s]. For a Gaussian prior N(mu, V diag(l) V') it is V diag(l s^2/(l + s^2)) V'. For a network
+prior its diagonal in the modes is multiplied by r_k(s), the measured squared error of the denoiser relative to that of
+the Gaussian one. Made once per prior from images, kept beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._xp import array_namespace, device, like, member_normals, to_numpy
+
+RATIO_BOUNDS = (0.05, 1.0)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """N(mean, V diag(variances) V' + rest (I - V V')) and the error table of the denoiser. Host arrays, float64.
+
+    mean : (*event);  modes V : (d, r), orthonormal columns, in falling order of variance;  variances : (r,)
+    rest : variance of each of the d - r directions outside the modes
+    table_sigmas : (S,), rising;  table : (S, r + 1), r_k(s) in [.05, 1], the last column for the rest. Empty: r = 1,
+    which is exact for a Gaussian prior
+    prior : sha256 of the prior's file, or ""
+    """
+
+    mean: Any
+    modes: Any
+    variances: Any
+    rest: float = 0.0
+    table_sigmas: Any = field(default_factory=lambda: np.empty(0))
+    table: Any = None
+    prior: str = ""
+    _moved: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self):
+        for name in ("mean", "modes", "variances", "table_sigmas"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+        d, r = self.mean.size, self.variances.size
+        if self.modes.shape != (d, r):
+            raise ValueError(f"modes: got shape {self.modes.shape}, expected ({d}, {r})")
+        if not (np.all(np.isfinite(self.variances)) and np.all(self.variances >= 0) and self.rest >= 0):
+            raise ValueError("variances: got a negative or non-finite value, expected numbers >= 0")
+        if not np.allclose(self.modes.T @ self.modes, np.eye(r), atol=1e-6):
+            raise ValueError("modes: got columns that are not orthonormal")
+        if len(self.table_sigmas):
+            object.__setattr__(self, "table", np.asarray(self.table, dtype=np.float64))
+            if self.table.shape != (len(self.table_sigmas), r + 1):
+                raise ValueError(f"table: got shape {self.table.shape}, expected ({len(self.table_sigmas)}, {r + 1})")
+
+    @classmethod
+    def gaussian(cls, mean, covariance):
+        """The reference of the Gaussian prior N(mean, covariance): all modes, r = 1.  (*event), (d, d)"""
+        variances, modes = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
+        return cls(mean, modes[:, ::-1], np.maximum(variances[::-1], 0.0))
+
+    @property
+    def event_shape(self):
+        return self.mean.shape
+
+    @property
+    def std(self):
+        """Pointwise standard deviation, the root of the mean variance."""
+        return float(np.sqrt(self.total_variance(self.variances, self.rest) / self.mean.size))
+
+    @property
+    def active_modes(self):
+        """The number of modes with 99 % of the variance."""
+        share = np.cumsum(self.variances) / self.total_variance(self.variances, self.rest)
+        return int(min(np.searchsorted(share, 0.99) + 1, self.variances.size))
+
+    def total_variance(self, variances, rest):
+        """tr (V diag(variances) V' + rest (I - V V'))"""
+        return float(np.sum(variances) + rest * (self.mean.size - self.variances.size))
+
+    def conditional(self, sigma):
+        """(E1) c_k(s) = r_k(s) l_k s^2/(l_k + s^2) for the modes, and the same for the rest.  -> (r,), float"""
+        every = np.append(self.variances, self.rest)
+        c = every * sigma**2 / (every + sigma**2)
+        if len(self.table_sigmas):
+            at = np.clip(np.log(sigma), *np.log(self.table_sigmas[[0, -1]]))
+            place = np.interp(at, np.log(self.table_sigmas), np.arange(len(self.table_sigmas)))
+            low = min(int(place), len(self.table_sigmas) - 2) if len(self.table_sigmas) > 1 else 0
+            high = min(low + 1, len(self.table_sigmas) - 1)
+            c = c * ((1 - (place - low)) * self.table[low] + (place - low) * self.table[high])
+        return c[:-1], float(c[-1])
+
+    def coordinates(self, x):
+        """V'(x - mean).  (J, *event) -> (J, r)"""
+        xp = array_namespace(x)
+        mean, modes = self._on(x)
+        return xp.matmul(xp.reshape(x, (x.shape[0], -1)) - mean, modes)
+
+    def coloured(self, noise, variances, rest):
+        """Standard normal noise with the covariance V diag(variances) V' + rest (I - V V').
+
+        noise : (J, *event);  -> (J, *event), and its coordinates (J, r)
+        """
+        xp = array_namespace(noise)
+        _, modes = self._on(noise)
+        flat = xp.reshape(noise, (noise.shape[0], -1))
+        white = xp.matmul(flat, modes)
+        coordinates = like(np.sqrt(variances)[None, :], noise) * white
+        x = self.along_modes(coordinates, noise.shape)
+        if rest > 0:
+            x = x + rest**0.5 * (noise - self.along_modes(white, noise.shape))
+        return x, coordinates
+
+    def along_modes(self, coordinates, shape):
+        """V a.  (J, r) -> shape (J, *event)"""
+        xp = array_namespace(coordinates)
+        return xp.reshape(xp.matmul(coordinates, self._on(coordinates)[1].T), shape)
+
+    def start(self, noise):
+        """(E2) A draw from the reference: x0 ~ N(mean, V diag(l) V' + rest (I - V V')), from standard normal noise."""
+        mean, _ = self._on(noise)
+        x, _ = self.coloured(noise, self.variances, self.rest)
+        return x + array_namespace(noise).reshape(mean, (1, *self.event_shape))
+
+    def leading(self, count):
+        """The same reference with only the first ``count`` modes; the variance of the others is spread evenly."""
+        count = min(count, self.variances.size)
+        left = self.total_variance(self.variances, self.rest) - float(np.sum(self.variances[:count]))
+        outside = self.mean.size - count
+        table = None
+        if len(self.table_sigmas):
+            others = self.table[:, count:-1] @ self.variances[count:]
+            others = others + self.table[:, -1] * self.rest * (self.mean.size - self.variances.size)
+            rest = others / left if left > 0 else np.ones(len(self.table_sigmas))
+            table = np.column_stack([self.table[:, :count], np.clip(rest, *RATIO_BOUNDS)])
+        return Reference(self.mean, self.modes[:, :count], self.variances[:count], left / outside if outside else 0.0,
+                         self.table_sigmas, table, self.prior)
+
+    def _on(self, x):
+        """mean (1, d) and modes (d, r) in the namespace, dtype and device of x, moved once."""
+        key = (array_namespace(x).__name__, str(x.dtype), str(device(x)))
+        if key not in self._moved:
+            self._moved[key] = like(self.mean.reshape(1, -1), x), like(self.modes, x)
+        return self._moved[key]
+
+    # ------------------------------------------------------------------------------------------------------- files
+    def save(self, path):
+        """Write an .npz with float16 modes and table; ``load`` makes the modes orthonormal again."""
+        np.savez_compressed(
+            path, mean=self.mean.astype(np.float32), modes=self.modes.astype(np.float16),
+            variances=self.variances.astype(np.float32), rest=np.float64(self.rest),
+            table_sigmas=self.table_sigmas.astype(np.float32), prior=np.str_(self.prior),
+            table=np.empty(0, np.float16) if self.table is None else self.table.astype(np.float16))
+
+    @classmethod
+    def load(cls, path, prior_sha256=None):
+        """Read a reference. Raises FileNotFoundError, or ValueError if it belongs to another prior."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"reference: {path} does not exist; enkg-r needs the Gaussian reference of its "
+                                    "prior, made by enkg_ref.reference.from_images or from_prior")
+        with np.load(path) as file:
+            parts = {name: file[name] for name in file.files}
+        prior = str(parts.pop("prior"))
+        if prior_sha256 is not None and prior != prior_sha256:
+            raise ValueError(f"reference: {path} was made for the prior with sha256 {prior[:12] or '(none)'}..., got "
+                             f"one with {prior_sha256[:12]}...")
+        q, upper = np.linalg.qr(parts["modes"].astype(np.float64))  # float16 rounds the columns by 5e-4
+        table = parts["table"] if parts["table_sigmas"].size else None
+        return cls(parts["mean"], q * np.sign(np.diag(upper)), parts["variances"], float(parts["rest"]),
+                   parts["table_sigmas"], table, prior)
+
+
+def from_images(images, denoise=None, sigmas=None, held_out=256, modes=None, seed=0, prior_sha256=""):
+    """Gaussian reference from images in prior units, and the error table r_k(s) of the prior's denoiser.
+
+    r_k(s) = mean (v_k . (D(x, s) - x0))^2 / (l_k s^2/(l_k + s^2)) over the last ``held_out`` images, x = x0 + s noise,
+    smoothed over neighbouring modes, clipped to [.05, 1].
+
+    images : (n, *event), n > held_out + 1; those of the training set, symmetries included if the prior has them
+    denoise : the prior, or None for a Gaussian prior (r = 1)
+    sigmas : levels of the table, rising; 12 geometric ones from std/50 to 20 std by default
+    modes : how many to keep; all by default. The others become the isotropic rest
+    """
+    images = np.asarray(images)
+    n, shape = images.shape[0], images.shape[1:]
+    held_out = held_out if denoise is not None else 0
+    if n - held_out < 3:
+        raise ValueError(f"images: got {n}, expected more than held_out + 2 = {held_out + 2}")
+    flat = images.reshape(n, -1)
+    training = flat[: n - held_out]
+    mean = training.mean(axis=0, dtype=np.float64)
+    variances, vectors = _principal((training - mean.astype(flat.dtype)), modes)
+    total = float(np.sum(np.var(training, axis=0, dtype=np.float64)))
+    outside = flat.shape[1] - variances.size
+    rest = max(total - float(variances.sum()), 0.0) / outside if outside else 0.0
+    reference = Reference(mean.reshape(shape), vectors, variances, rest, prior=prior_sha256)
+    if denoise is None:
+        return reference
+    sigmas = np.geomspace(reference.std / 50, reference.std * 20, 12) if sigmas is None else np.asarray(sigmas)
+    table = np.stack([_error_ratio(reference, denoise, images[n - held_out:], float(s), seed, i)
+                      for i, s in enumerate(sigmas)])
+    return Reference(reference.mean, vectors, variances, rest, sigmas, table, prior_sha256)
+
+
+def from_prior(denoise, event_shape, sigma_max, sigma_min=0.002, count=1024, steps=40, modes=None, seed=0,
+               prior_sha256="", dtype="float32", chunk=64):
+    """Gaussian reference from samples of the prior itself: ``count`` probability flows (T3c), ``steps`` calls each."""
+    from .diffusion import flow_to_zero
+
+    noise = member_normals(seed, 0, count, event_shape).astype(dtype)
+    samples = np.concatenate([
+        to_numpy(flow_to_zero(sigma_max * noise[i:i + chunk], sigma_max, denoise, steps, sigma_min))
+        for i in range(0, count, chunk)])
+    return from_images(samples, denoise, held_out=min(256, count // 4), modes=modes, seed=seed + 1,
+                       prior_sha256=prior_sha256)
+
+
+def file_sha256(path):
+    """The checksum that ties a reference to its prior."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _principal(centred, modes):
+    """Leading principal variances (falling) and directions of centred rows."""
+    import scipy.linalg
+
+    n, d = centred.shape
+    keep = min(modes or d, d, n - 1)
+    if n < d:  # the smaller Gram matrix
+        ev, u = scipy.linalg.eigh(centred.astype(np.float64) @ centred.T, subset_by_index=(n - keep, n - 1))
+        vectors = centred.T @ u / np.sqrt(np.maximum(ev, 1e-300))
+        vectors, _ = np.linalg.qr(vectors[:, ::-1])
+        return np.maximum(ev[::-1], 0.0) / n, vectors
+    ev, v = scipy.linalg.eigh(centred.T @ centred / n, subset_by_index=(d - keep, d - 1))
+    return np.maximum(ev[::-1], 0.0).astype(np.float64), np.linalg.qr(v[:, ::-1].astype(np.float64))[0]
+
+
+def _error_ratio(reference, denoise, images, sigma, seed, stream, chunk=64):
+    noise = member_normals(seed, 1 + stream, len(images), images.shape[1:])
+    x = (images + sigma * noise).astype(images.dtype)
+    error = np.concatenate([to_numpy(denoise(x[i:i + chunk], sigma)) for i in range(0, len(x), chunk)]) - images
+    along = reference.coordinates(error.astype(np.float64) + reference.mean)
+    squares = np.mean(along**2, axis=0)
+    total = float(np.mean(np.sum(error.reshape(len(error), -1).astype(np.float64) ** 2, axis=1)))
+    gaussian, gaussian_rest = reference.conditional(sigma)
+    smooth = np.convolve(np.pad(squares, 4, mode="reflect"), np.ones(9) / 9, mode="valid")
+    expected = np.convolve(np.pad(gaussian, 4, mode="reflect"), np.ones(9) / 9, mode="valid")
+    outside = reference.mean.size - reference.variances.size
+    rest = (total - float(squares.sum())) / (outside * gaussian_rest) if outside and gaussian_rest > 0 else 1.0
+    return np.clip(np.append(smooth / np.maximum(expected, 1e-300), rest), *RATIO_BOUNDS)

@@ -1,0 +1,109 @@
+"""What a run leaves behind: summary.json, history.jsonl, result.npz, figure.png, and a short text for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+NOT_A_POSTERIOR = ("The spread of the ensemble is not a posterior standard deviation, and more particles do not make "
+                   "it one; the scatter between independent ensembles is the honest error bar.")
+
+
+def write_json(path, content):
+    """Write JSON at once or not at all; numpy numbers become Python numbers, non-finite ones null."""
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    partial.write_text(json.dumps(_plain(content), indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def text(summary):
+    """A few lines for the terminal: what was solved, how well, at what cost."""
+    ledger, wall = summary["ledger"], summary["ledger"]["wall"]
+    lines = [f"{summary['problem']}: {summary['method']}, {summary['ensembles']} ensemble(s) of "
+             f"{summary['config'].get('particles', '?')} particles, prior {summary['prior']}, seed {summary['seed']}"]
+    for name, value in summary["metrics"].items():
+        each = [one[name] for one in summary["metrics_per_ensemble"] if one.get(name) is not None]
+        scatter = f"   ({min(each):.4g} .. {max(each):.4g} over the ensembles)" if len(each) > 1 else ""
+        shown = f"{value:10.4g}" if isinstance(value, (int, float)) else value
+        lines.append(f"  {name:32s} {shown}{scatter}")
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in wall.items() if part != "total")
+    lines.append(f"  {'forward calls':32s} {ledger['fwd_total']} ({ledger['fwd_seq']} sequential), "
+                 f"{ledger['failed_fwd']} failed")
+    lines.append(f"  {'denoiser calls':32s} {ledger['den_total']} ({ledger['den_seq']} sequential)")
+    lines.append(f"  {'seconds':32s} {summary['seconds']:.1f} elapsed; busy {wall['total']:.1f} = {parts}")
+    return "\n".join(lines)
+
+
+def figure(result, history, title, notes=""):
+    """The generic figure of a result: mean, spread, particles; data and prediction; misfit and spread against sigma.
+
+    result : mapping with mean, std (*event), ensemble (J, *event), observation (m,), predictions (J, m), maybe truth.
+    history : list of history lines. Returns a matplotlib Figure.
+    """
+    from matplotlib.figure import Figure
+
+    mean = result["mean"]
+    shown = {"truth": result.get("truth"), "mean": mean, "spread (standard deviation)": result["std"],
+             **{f"particle {j}": result["ensemble"][j] for j in range(min(3, len(result["ensemble"])))}}
+    shown = {name: value for name, value in shown.items() if value is not None}
+    columns = max(3, (len(shown) + 1) // 2)
+    page = Figure(figsize=(3.4 * columns, 9.5), layout="constrained")
+    axes = page.subplots(3, columns)
+    fields = list(axes[:2].flat)
+    image = mean.ndim >= 2 and min(mean.shape[-2:]) > 1
+    for ax, (name, value) in zip(fields, shown.items()):
+        if image:
+            plane = value.reshape(-1, *value.shape[-2:])[0]
+            page.colorbar(ax.imshow(plane, cmap="viridis" if "spread" in name else "inferno"), ax=ax, shrink=0.8)
+            ax.set_xticks([]), ax.set_yticks([])
+        else:
+            ax.plot(value.reshape(-1), lw=1)
+        ax.set_title(name, fontsize=9)
+    for ax in fields[len(shown):]:
+        ax.set_axis_off()
+    data, conv = axes[2][0], axes[2][1]
+    y = result["observation"].reshape(-1)
+    data.plot(y, "k.", ms=4, label="data")
+    predicted = result["predictions"].reshape(len(result["predictions"]), -1)
+    data.fill_between(np.arange(len(y)), predicted.min(axis=0), predicted.max(axis=0), alpha=0.4, label="range of G(x)")
+    data.set_title("observation", fontsize=9)
+    data.legend(fontsize=7)
+    draw_history(conv, history)
+    for ax in axes[2][2:]:
+        ax.set_axis_off()
+    page.suptitle(title, fontsize=11)
+    words = "\n".join(filter(None, (notes, NOT_A_POSTERIOR)))
+    page.text(0.5, -0.01, words, ha="center", va="top", fontsize=7, wrap=True)
+    return page
+
+
+def draw_history(ax, history):
+    """Misfit of the mean and spread of the particles against the noise level, one line per ensemble."""
+    for k in sorted({line.get("ensemble", 0) for line in history}):
+        lines = [line for line in history if line.get("ensemble", 0) == k and line.get("sigma")]
+        sigma = [line["sigma"] for line in lines]
+        for name, style in (("misfit", "-"), ("spread", "--")):
+            if lines and name in lines[0]:
+                ax.loglog(sigma, [max(line[name], 1e-12) for line in lines], style, lw=1, color=f"C{k}",
+                          label=name if k == 0 else None)
+    ax.invert_xaxis()
+    ax.set_xlabel("noise level sigma", fontsize=8)
+    ax.set_title("misfit / m of the mean, spread", fontsize=9)
+    ax.legend(fontsize=7)
