@@ -1,0 +1,344 @@
+"""Black-hole imaging: closure quantities of a radio interferometer, simulated or the real M87 data of April 2017.
+
+Images are normalised, x in [0, 1] with peak 1 when the peak is known; prior units z = 2 x - 1. Closure phases and log
+closure amplitudes do not depend on the flux scale, so Jy never enter the forward model; total flux is in peak pixels.
+
+Set-up after devzhk/enkg-pytorch and InverseBench; data: The Event Horizon Telescope Collaboration 2019, ApJL 875, L3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from problems import vlbi
+from problems._xp import array_namespace, device, like, to_numpy
+from problems.problem import Observation, Problem
+from problems.radio_metrics import aligned_psnr, blurred_psnr, ring_fit
+from problems.vlbi import MICROARCSECOND
+
+PIXELS = 64
+FIELD_OF_VIEW = 160.0  # micro-arcseconds
+COMPACT_FLUX = 0.6  # Jy, M87 in April 2017; for display, and for the flux of a simulated source
+FLUX_SIGMA = 2.0  # peak pixels; with weight 0.5 this is the flux term of the official code
+OFFICIAL_WEIGHTS = {"cp": 1.0, "lca": 1.0, "flux": 0.5}
+HELD_OUT_SEED = 20250611
+"""Seed of the simulated truths; priors must be trained on other seeds."""
+COVERAGES = ("standard", "sgra", "m87-101", "m87-096")
+NOISE_MODES = ("vis_thermal", "gaussian", "eht")
+PRIOR = "kerr-disc-64"
+DEFAULTS = {"particles": 128, "steps": 40, "updates": 1, "guidance": 2.0, "window": (5, 35)}
+"""Levels 5..35 are the official window 0.1/0.1. Guidance 3.5, held constant, diverged without any NaN."""
+
+
+# -------------------------------------------------------------------------------------------------------- forward model
+
+
+def fourier_table(u, v, pixels=PIXELS, field_of_view=FIELD_OF_VIEW, pulse=2):
+    """Direct Fourier transform of an image as a real matrix (2 n_vis, pixels^2): real above imaginary parts, (BH2).
+
+    Parameters
+    ----------
+    u, v : arrays (n_vis,)     wavelengths
+    field_of_view : float      micro-arcseconds
+    pulse : int                power of the sinc: 2 triangle (default), 1 rectangle, 0 delta
+
+    V = table @ image in the unit of the image per pixel; V(0) = sum of the image. Row 0 is North, column 0 is East.
+    """
+    size = field_of_view * MICROARCSECOND / pixels
+    x = ((pixels - 1) / 2 - np.arange(pixels)) * size  # (BH1)
+    along_x = np.exp(2j * np.pi * np.outer(u, x)) * (np.sinc(np.asarray(u) * size) ** pulse)[:, None]
+    along_y = np.exp(2j * np.pi * np.outer(v, x)) * (np.sinc(np.asarray(v) * size) ** pulse)[:, None]
+    table = (along_y[:, :, None] * along_x[:, None, :]).reshape(len(u), -1)
+    return np.concatenate([table.real, table.imag])
+
+
+class ClosureForward:
+    """z -> [closure phases (rad), log closure amplitudes, total flux (peak pixels, optional)], (BH13).
+
+    z : array (J, n, n) in prior units, x = scale z + shift; result (J, m). Rows are independent of each other; dtype,
+    device and namespace follow z. An image with a null on a baseline gives a non-finite row.
+
+    Parameters
+    ----------
+    table : array (2 n_vis, n^2)     from ``fourier_table``
+    closures : vlbi.ClosureSet
+    data_phases : array (n_cp,) or None   measured phases: predictions are returned in the branch around them,
+        cp <- y + wrap(cp - y), so that ensemble means and anomalies see no jump but at the antipode of the datum;
+        None: in [-pi, pi] (the official code's choice)
+    flux : bool                      append sum x
+    """
+
+    def __init__(self, table, closures, data_phases=None, flux=False, scale=0.5, shift=0.5):
+        rows = table.shape[0] // 2
+        centre = np.zeros(len(closures.triangles)) if data_phases is None else np.asarray(data_phases)
+        self._host = {"table": table, "cp": closures.phase_matrix(rows), "lca": closures.amplitude_matrix(rows),
+                      "centre": centre}
+        self._moved = {}
+        self.flux, self.scale, self.shift = flux, float(scale), float(shift)
+
+    def _tables(self, x):
+        """The constant arrays beside ``x``; moved once per namespace, device and dtype."""
+        key = (type(x), str(device(x)), str(x.dtype))
+        if key not in self._moved:
+            self._moved[key] = {name: like(host, x) for name, host in self._host.items()}
+        return self._moved[key]
+
+    def visibilities(self, z):
+        """Real and imaginary parts, each (J, n_vis), in units of the peak pixel, of z (J, n, n)."""
+        xp = array_namespace(z)
+        x = self.scale * xp.reshape(z, (z.shape[0], -1)) + self.shift
+        table = self._tables(z)["table"]
+        parts = xp.matmul(x, table.T)
+        half = table.shape[0] // 2
+        return parts[:, :half], parts[:, half:]
+
+    def __call__(self, z):
+        xp = array_namespace(z)
+        tables = self._tables(z)
+        re, im = self.visibilities(z)
+        phase = xp.matmul(xp.atan2(im, re), tables["cp"].T)
+        turns = xp.round((phase - tables["centre"]) / (2 * math.pi))
+        blocks = [phase - 2 * math.pi * turns,  # (BH8)
+                  xp.matmul(0.5 * xp.log(re * re + im * im), tables["lca"].T)]  # (BH9)
+        if self.flux:
+            x = self.scale * xp.reshape(z, (z.shape[0], -1)) + self.shift
+            blocks.append(xp.sum(x, axis=-1, keepdims=True))  # (BH12)
+        return xp.concat(blocks, axis=-1)
+
+    def vjp(self, z, v):
+        """J_G(z)^T v in closed form: z (J, n, n), v (J, m) -> (J, n, n).
+
+        d cp/dI = sum_k +- Im(A_k/V_k),  d lca/dI = sum_k +- Re(A_k/V_k).
+        """
+        xp = array_namespace(z, v)
+        tables = self._tables(z)
+        re, im = self.visibilities(z)
+        n_cp, n_lca = tables["cp"].shape[0], tables["lca"].shape[0]
+        power = re * re + im * im
+        a = xp.matmul(v[:, :n_cp], tables["cp"]) / power  # cotangent of the phases, over |V|^2
+        b = xp.matmul(v[:, n_cp:n_cp + n_lca], tables["lca"]) / power  # cotangent of ln|V|, over |V|^2
+        cotangent = xp.concat([b * re - a * im, a * re + b * im], axis=-1)
+        gradient = xp.matmul(cotangent, tables["table"])
+        if self.flux:
+            gradient = gradient + v[:, n_cp + n_lca:]
+        return xp.reshape(self.scale * gradient, z.shape)
+
+
+# ------------------------------------------------------------------------------------------------------------- problems
+
+
+def m87(day="101", **options):
+    """M87 as observed on 11 April ("101") or 6 April 2017 ("096"), low band, by the recipe of ``from_visibilities``."""
+    if str(day) not in ("101", "096"):
+        raise ValueError(f"day: got {day!r}, expected '101' (11 April 2017) or '096' (6 April 2017)")
+    observation = vlbi.read_observation(vlbi.DATA / f"m87_2017_{day}_lo_scanavg.csv")
+    return from_visibilities(observation, name=f"m87-{day}", **options)
+
+
+def black_hole(observation=None, truth=None, seed=0, *, index=0, coverage="standard", noise="vis_thermal",
+               total_flux=COMPACT_FLUX, closure_set="full", flux_sigma=FLUX_SIGMA, branch="data", time_fraction=1.0,
+               sefd="m87", **options):
+    """Black-hole imaging from a file of visibilities, or simulated.
+
+    Parameters
+    ----------
+    observation : path or None    CSV or UVFITS file; then as ``from_visibilities(..., **options)``, all other
+        arguments but ``truth``, ``closure_set`` and ``branch`` unused
+    truth : array (64, 64), path of a .npy file, or None   image, any scale; None: number ``index`` of the held-out
+        stand-in images (problems/kerr_disc.py)
+    seed : int                    of the noise
+    coverage : str                "standard": M87 by the 2017 array, 610 rows; "sgra": 759 rows; "m87-101", "m87-096":
+        baselines, times and errors of the real observations
+    noise : str                   "vis_thermal": thermal noise on V; "gaussian": independent noise on every closure;
+        "eht": thermal noise, station gains and phases, the flux datum being the median ALMA-APEX amplitude
+    total_flux : float            Jy of the truth
+    flux_sigma : float            error of the flux datum in peak pixels; the official weight 0.5 amounts to 2 sqrt 2
+    time_fraction : float         use only this first fraction of the observing times
+    sefd : str                    "m87" or "nominal" sensitivities of the stations
+    closure_set, branch           as in ``from_visibilities``
+    """
+    if observation is not None:
+        return from_visibilities(vlbi.read_observation(observation), truth=truth, closure_set=closure_set,
+                                 branch=branch, **options)
+    if options:
+        raise ValueError(f"{', '.join(options)}: only for a real observation, expected with `observation`, got none")
+    for argument, value, known in (("coverage", coverage, COVERAGES), ("noise", noise, NOISE_MODES)):
+        if value not in known:
+            raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(known)}")
+    if truth is None:
+        from problems import kerr_disc
+
+        truth, origin = kerr_disc.generate(1, HELD_OUT_SEED, start=index)[0], kerr_disc.LABEL
+    else:
+        truth, origin = _image(truth), "given by the user"
+    truth = truth / truth.max()
+    peak_jy = total_flux / truth.sum()
+
+    rng = np.random.default_rng(seed)
+    clean = _noiseless(truth, coverage, peak_jy, sefd, time_fraction)
+    measured = clean if noise == "gaussian" else vlbi.add_thermal_noise(clean, rng)
+    flux = truth.sum()
+    if noise == "eht":
+        measured = vlbi.corrupt_stations(measured, rng)
+        flux = _intra_site_flux(measured) / peak_jy
+    closures = _closures(measured, closure_set)
+    phases = vlbi.closure_phases(measured.vis, closures)
+    amplitudes = vlbi.log_closure_amplitudes(measured.vis, closures)
+    sigmas = vlbi.closure_sigmas(measured.vis, measured.sigma, closures)
+    if noise == "gaussian":
+        phases = vlbi.wrap(phases + sigmas[0] * rng.standard_normal(len(phases)))
+        amplitudes = amplitudes + sigmas[1] * rng.standard_normal(len(amplitudes))
+    return _problem(f"black-hole-{coverage}", measured, closures, phases, amplitudes, sigmas, flux=flux,
+                    flux_sigma=flux_sigma, truth=truth, flux_jy=total_flux, branch=branch,
+                    notes=f"Simulated: coverage {coverage}, noise {noise}, seed {seed}; peak and flux of the truth are "
+                          f"given. Truth: {origin}.")
+
+
+def from_visibilities(observation, *, name="black-hole", systematic=0.02, min_baseline=0.1e9, min_snr=0.0,
+                      max_tint_ratio=None, closure_set="full", compact_flux=COMPACT_FLUX,
+                      field_of_view=FIELD_OF_VIEW,
+                      branch="data", truth=None):
+    """The problem of a real observation (``vlbi.Visibilities``).
+
+    Recipe: drop baselines too short to be inside the field of view, form a full-rank closure set, add systematic noise.
+    There is no flux term, for the peak is unknown: the total of an image is free, and is rescaled for display only.
+
+    Parameters
+    ----------
+    systematic : float            f of (BH11), a fraction of |V|
+    min_baseline : float          wavelengths; shorter ones see extended emission outside the field of view
+    min_snr : float               drop visibilities of a lower |V|/sigma
+    max_tint_ratio : float or None   drop closures whose integration times differ by more (gains then do not cancel)
+    closure_set : str             "full": greedy set of full rank; "min": through one reference station, as in ehtim
+    compact_flux : float          Jy, for display
+    field_of_view : float         micro-arcseconds; the shipped prior was trained at 160
+    branch : str                  "data" or "principal", see ``ClosureForward``
+    truth : array or path         image to compare with, if there is one
+    """
+    keep = (np.hypot(observation.u, observation.v) >= min_baseline) \
+        & (np.abs(observation.vis) >= min_snr * observation.sigma)
+    if not keep.any():
+        raise ValueError(f"{observation.name}: none of {len(observation)} visibilities is longer than {min_baseline:g} "
+                         f"wavelengths with a signal-to-noise ratio of at least {min_snr:g}")
+    dropped, observation = len(observation) - int(keep.sum()), observation.rows(keep)
+    closures = _closures(observation, closure_set, max_tint_ratio)
+    phases = vlbi.closure_phases(observation.vis, closures)
+    amplitudes = vlbi.log_closure_amplitudes(observation.vis, closures)
+    sigmas = vlbi.closure_sigmas(observation.vis, observation.sigma, closures, systematic)
+    if truth is not None:
+        truth = _image(truth)
+        truth = truth / truth.max()
+    short = closures.shortfall
+    return _problem(
+        name, observation, closures, phases, amplitudes, sigmas, truth=truth, flux_jy=compact_flux, branch=branch,
+        field_of_view=field_of_view,
+        notes=f"Real data {Path(observation.name).name}: {len(observation)} visibilities, {dropped} dropped "
+              f"(baseline < {min_baseline:g} wavelengths or SNR < {min_snr:g}); {len(phases)} closure phases, "
+              f"{len(amplitudes)} log closure amplitudes, short of full rank by {short[0]} and {short[1]}; "
+              f"systematic noise {systematic:g}; no flux term, image rescaled to {compact_flux:g} Jy for display only. "
+              "The prior knows stand-in images only, not GRMHD.")
+
+
+def _problem(name, observation, closures, phases, amplitudes, sigmas, *, flux=None, flux_sigma=FLUX_SIGMA, truth=None,
+             flux_jy=COMPACT_FLUX, field_of_view=FIELD_OF_VIEW, branch="data", notes=""):
+    if branch not in ("data", "principal"):
+        raise ValueError(f"branch: got {branch!r}, expected 'data' (phases around the measured ones) or 'principal'")
+    n_cp, n_lca = len(phases), len(amplitudes)
+    blocks = {"cp": slice(0, n_cp), "lca": slice(n_cp, n_cp + n_lca)}
+    y, sigma = [phases, amplitudes], list(sigmas)
+    if flux is not None:
+        blocks["flux"] = slice(n_cp + n_lca, n_cp + n_lca + 1)
+        y.append([flux])
+        sigma.append([flux_sigma])
+    data = Observation(np.concatenate(y), np.concatenate(sigma), np.arange(sum(map(len, y))) < n_cp, blocks)
+    table = fourier_table(observation.u, observation.v, field_of_view=field_of_view)
+    forward = ClosureForward(table, closures, phases if branch == "data" else None, flux is not None)
+
+    def score(ensemble):
+        return scores(ensemble, forward, data, truth, field_of_view)
+
+    def figure(result):
+        from problems.black_hole_figure import draw
+
+        return draw(result, data, observation, field_of_view, flux_jy, name)
+
+    return Problem(name=name, event_shape=(PIXELS, PIXELS), forward=forward, observation=data, scale=forward.scale,
+                   shift=forward.shift, units="peak pixel", truth=truth, forward_vjp=forward.vjp, prior=PRIOR,
+                   defaults=DEFAULTS, score=score, figure=figure, notes=notes)
+
+
+def scores(ensemble, forward, data, truth=None, field_of_view=FIELD_OF_VIEW):
+    """Figures of merit of an ensemble (J, n, n) of normalised images x; definitions in ``radio_metrics`` and ``vlbi``.
+
+    chi2 of the ensemble mean and its median over particles; ring diameter (micro-arcseconds) and position angle of the
+    bright side (degrees East of North) of the mean; total flux of the mean in peak pixels (free to drift without a
+    flux datum). With a truth: PSNR after alignment by whole pixels, plain and blurred. Closures do not see the flux
+    scale, so the flux alignment of the official evaluators changes neither chi2.
+    """
+    ensemble = to_numpy(ensemble).astype(np.float64)
+    mean = ensemble.mean(axis=0)
+    chi2 = {}
+    for label, images in (("", mean[None]), ("_particles", ensemble)):
+        predicted = forward((images - forward.shift) / forward.scale)
+        for block, statistic in (("cp", vlbi.chi2_phase), ("lca", vlbi.chi2_log_amplitude)):
+            part = data.blocks[block]
+            values = statistic(predicted[:, part], data.y[part], data.noise[part])
+            chi2[f"chi2_{block}" + (label and "_median_particle")] = float(np.median(values))
+    ring = ring_fit(mean, field_of_view)
+    result = {**chi2, "ring_diameter_uas": ring.diameter, "ring_position_angle_deg": ring.position_angle,
+              "total_flux_peak_pixels": float(mean.sum())}
+    if truth is not None:
+        result["psnr_aligned"] = float(aligned_psnr(mean[None], truth)[0])
+        for width in (10, 15, 20):
+            result[f"psnr_blurred_{width}uas"] = float(blurred_psnr(mean[None], truth, width, field_of_view)[0])
+        result["psnr_aligned_median_particle"] = float(np.median(aligned_psnr(ensemble, truth)))
+    return result
+
+
+def _closures(observation, closure_set, max_tint_ratio=None):
+    builders = {"full": vlbi.full_rank_set, "min": vlbi.minimal_set}
+    if closure_set not in builders:
+        raise ValueError(f"closure_set: got {closure_set!r}, expected 'full' or 'min'")
+    return builders[closure_set](observation, max_tint_ratio)
+
+
+def _image(truth):
+    """A truth as a float64 array (64, 64); from an array or the path of a .npy file."""
+    if isinstance(truth, (str, Path)):
+        try:
+            truth = np.load(truth, allow_pickle=False)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"truth {truth}: no such file, expected a .npy file of an image") from None
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"truth {truth}: not a readable .npy file ({error})") from None
+    truth = np.asarray(truth, dtype=np.float64)
+    if truth.shape != (PIXELS, PIXELS) or not np.isfinite(truth).all() or truth.max() <= 0:
+        raise ValueError(f"truth: got shape {truth.shape}, maximum {truth.max() if truth.size else None}, "
+                         f"expected a finite image ({PIXELS}, {PIXELS}) with a positive maximum")
+    return truth
+
+
+def _noiseless(truth, coverage, peak_jy, sefd, time_fraction):
+    """Visibilities of ``truth`` in Jy on the baselines of ``coverage``."""
+    if coverage.startswith("m87-"):
+        observation = vlbi.read_observation(vlbi.DATA / f"m87_2017_{coverage[4:]}_lo_scanavg.csv")
+        observation = replace(observation, name=f"simulated {coverage}")
+    else:
+        observation = vlbi.simulated_coverage("m87" if coverage == "standard" else coverage, sefd=sefd)
+    if not 0 < time_fraction <= 1:
+        raise ValueError(f"time_fraction: got {time_fraction!r}, expected a number in (0, 1]")
+    scan = observation.scan
+    observation = observation.rows(scan < math.ceil(time_fraction * (scan.max() + 1)))
+    parts = fourier_table(observation.u, observation.v) @ (peak_jy * truth.reshape(-1))
+    return replace(observation, vis=parts[:len(observation)] + 1j * parts[len(observation):])
+
+
+def _intra_site_flux(observation):
+    """Median ALMA-APEX amplitude in Jy: the total flux as that 2 km baseline sees it."""
+    site = {observation.stations.index("AA"), observation.stations.index("AP")}
+    rows = [set(pair) == site for pair in zip(observation.first, observation.second)]
+    return np.median(np.abs(observation.vis[rows]))
