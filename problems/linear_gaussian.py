@@ -72,11 +72,16 @@ class LinearGaussian(Problem):
         return self.mu + gain @ (self.observation.y - self.H @ self.mu), 0.5 * (covariance + covariance.T)
 
     @cached_property
-    def _eigen(self):
+    def _eigen(self):  # eigenvalues and eigenvectors Q of Sigma; a diagonal Sigma needs no Q
+        diagonal = np.diag(self.Sigma)
+        if np.array_equal(self.Sigma, np.diag(diagonal)):
+            return diagonal, None
         return np.linalg.eigh(self.Sigma)
 
     def _rotate(self, v, factors):  # v Q diag(factors) Q'
         xp = array_namespace(v)
+        if self._eigen[1] is None:
+            return v * like(factors[None, :], v)
         Q = like(self._eigen[1], v)
         return xp.matmul(xp.matmul(v, Q) * like(factors[None, :], v), xp.matrix_transpose(Q))
 
