@@ -18,8 +18,8 @@ def chunked(call, size):
         raise ValueError(f"chunk: got {size}, expected at least 1")
 
     def wrapped(x, *args):
-        xp = array_namespace(x)
-        rows = [call(x[i:i + size, ...], *args) for i in range(0, x.shape[0], size)]
+        xp, J = array_namespace(x), x.shape[0]
+        rows = [call(x[i:min(i + size, J), ...], *args) for i in range(0, J, size)]
         return rows[0] if len(rows) == 1 else xp.concat(rows, axis=0)
 
     return wrapped
