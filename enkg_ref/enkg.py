@@ -294,8 +294,9 @@ class EnKG:
     def correct(self, state, y_pred, alive):
         """(T4)-(T6) with the step rule of the configuration."""
         c = self.config
+        failed = "shift" if c.failed == "raise" else c.failed  # under "raise" no failed member comes this far
         return ensemble.correct(state.x, y_pred, self.likelihood.residual, c.step_rule(c.gamma(state.level)),
-                                alive, c.failed, c.guard)
+                                alive, failed, c.guard)
 
     def _fitted(self, y_pred, alive):
         mean = float(self.likelihood.misfit(ensemble.ensemble_mean(y_pred, alive))[0])
