@@ -1,7 +1,7 @@
 """An ONNX prior as a plain callable: numpy, cupy, torch, jax or array-api-strict arrays in, the same kind out.
 
 ``OnnxDenoiser(prior)(x, sigma)`` is E[x0 | x], ``OnnxDenoiserVJP(prior)(x, sigma, v)`` is (E[x0 | x], J_D^T v). The
-model has float32 inputs ``x`` (J, C, H, W), ``sigma`` (J,) [and ``v`` like x], outputs ``denoised`` [and ``vjp``] like x, a
+model has float32 inputs ``x`` (J, C, H, W), ``sigma`` (J,) [and ``v``], outputs ``denoised`` [and ``vjp``] like x, a
 symbolic batch axis, and metadata (``onnx_priors.manifest``). onnxruntime runs on bound memory: a C-contiguous float32
 numpy or torch array on the host is never copied, chunks are views of it, each writes into its slice of the result.
 
@@ -220,8 +220,8 @@ class OnnxDenoiser(_OnnxPrior):
 class OnnxDenoiserVJP(_OnnxPrior):
     """(D(x, sigma), J_D(x)^T v) of an ONNX VJP file; contract ``DenoiseVJP``.
 
-    Parameters and attributes as :class:`OnnxDenoiser`. The file runs the network forward again: after a D that formed v,
-    a call costs a second physical forward.
+    Parameters and attributes as :class:`OnnxDenoiser`. The file runs the network forward again: after the D that formed
+    v, a call costs a second physical forward.
     """
 
     INPUTS, OUTPUTS, KIND = ("x", "sigma", "v"), ("denoised", "vjp"), "vjp"
