@@ -1,0 +1,200 @@
+"""The command line as a person meets it: results on disk, one sentence for bad input, resume after an interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enkg_ref import cli
+from onnx_priors.analytic import GaussianPrior
+
+SMALL = ["--particles", "16", "--steps", "8", "--quiet"]
+
+
+def run(*argv):
+    return cli.main(["solve", *map(str, argv)])
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A user's own problem in a folder: a module with a forward model, an ONNX prior, data."""
+    rng = np.random.default_rng(0)
+    H = rng.standard_normal((3, 5))
+    (tmp_path / "my_simulator.py").write_text(
+        f"import numpy as np\nH = np.array({H.tolist()})\n\n\ndef forward(x):\n    return x @ H.T\n")
+    GaussianPrior(np.zeros(5), 1.0).to_onnx(tmp_path / "prior.onnx", {"sigma_min": 0.002, "sigma_max": 80.0})
+    np.save(tmp_path / "y.npy", H @ np.arange(5.0))
+    np.save(tmp_path / "truth.npy", np.arange(5.0))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_simulator", raising=False)
+    return ["--forward", "my_simulator:forward", "--prior", "prior.onnx", "--observation", "y.npy", "--noise", "0.1"]
+
+
+def test_that_solve_writes_the_four_files_and_says_what_they_cost(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("linear-gaussian", "--particles", 16, "--steps", 8, "--out", out, "--ensembles", 2, "--workers", 1) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["figure.png", "history.jsonl", "result.npz", "summary.json"]
+    summary = json.loads((out / "summary.json").read_text())
+    config = cli.Config(particles=16, steps=8)
+    counts = config.counts()
+    assert summary["ledger"]["fwd_total"] == 2 * 16 * counts["forward"]
+    assert summary["ledger"]["den_total"] == 2 * 16 * counts["denoiser"]
+    wall = summary["ledger"]["wall"]
+    assert wall["other"] <= 0.02 * wall["total"]
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [line["ensemble"] for line in lines] == [0] * counts["forward"] + [1] * counts["forward"]
+    result = np.load(out / "result.npz")
+    assert result["ensemble"].shape == (32, 32) and result["ensemble_index"].tolist() == [0] * 16 + [1] * 16
+    assert np.array_equal(result["mean"], result["ensemble"].mean(axis=0))
+    assert np.array_equal(result["std"], result["ensemble"].std(axis=0))
+    printed = capsys.readouterr().out
+    assert "error_to_posterior_mean" in printed and str(summary["ledger"]["fwd_total"]) in printed
+
+
+def test_that_two_processes_give_the_ensembles_of_one(tmp_path):
+    for workers in (1, 2):
+        assert run("linear-gaussian", *SMALL, "--ensembles", 2, "--workers", workers, "--out", tmp_path / str(workers)) == 0
+    one, two = (np.load(tmp_path / name / "result.npz") for name in "12")
+    assert np.array_equal(one["ensemble"], two["ensemble"])
+
+
+def test_that_a_users_own_module_is_solved_with_an_onnx_prior(own, tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert run(*own, *SMALL, "--truth", "truth.npy", "--out", "out", "--guidance", "0.3", "--steps", "20") == 0
+    summary = json.loads(Path("out/summary.json").read_text())
+    H = np.array(__import__("my_simulator").H)
+    y = np.load("y.npy")
+    prior_misfit = np.sum(y**2) / 0.01 / 3  # of the prior mean, 0
+    assert summary["metrics"]["chi2_mean_prediction"] < 0.05 * prior_misfit
+    x = np.load("out/result.npz")["ensemble"]
+    assert np.allclose(np.load("out/result.npz")["predictions"], x @ H.T)
+
+
+def test_that_a_users_own_program_is_solved_and_survives_its_failures(own, tmp_path, capfd):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "simulate.py").write_text(
+        "import sys, numpy as np\nfrom my_simulator import forward\nx = np.load(sys.argv[1])\n"
+        "sys.exit('blew up') if x[0] > 60 else np.save(sys.argv[2], forward(x[None])[0])\n")
+    own[1] = f"{sys.executable} simulate.py {{input}} {{output}}"
+    assert run(*own, "--particles", 4, "--steps", 3, "--window", "0,0.5", "--updates", 1, "--quiet", "--out", "out") == 0
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert np.all(np.isfinite(np.load("out/result.npz")["ensemble"]))
+    assert summary["failed_rows"] == summary["ledger"]["failed_fwd"]
+
+
+BAD = [
+    (["linear-gausian"], "did you mean linear-gaussian"),
+    ([], "problem: got nothing"),
+    (["linear-gaussian", "--method", "enkq"], "did you mean enkg"),
+    (["linear-gaussian", "--prior", "no-such-prior"], "no-such-prior"),
+    (["linear-gaussian", "--prior", "missing.onnx"], "missing.onnx"),
+    (["linear-gaussian", "--preset", "black-hole"], "did you mean black-hole-official"),
+    (["linear-gaussian", "--particles", "1"], "particles: got 1, expected at least 2"),
+    (["linear-gaussian", "--steps", "1"], "steps: got 1, expected at least 2"),
+    (["linear-gaussian", "--particles", "many"], "--particles: got 'many', expected an integer"),
+    (["linear-gaussian", "--guidance", "nan"], "--guidance: got 'nan', expected a finite number"),
+    (["linear-gaussian", "--noise", "-1"], "--noise: got '-1', expected a number >= 0"),
+    (["linear-gaussian", "--noise", "0"], "noise: got 0.0, expected a standard deviation > 0"),
+    (["linear-gaussian", "--seed", "-3"], "seed: got -3"),
+    (["linear-gaussian", "--ensembles", "0"], "ensembles: got 0"),
+    (["linear-gaussian", "--observation", "y.npy"], "observation: got y.npy, expected nothing"),
+    (["linear-gaussian", "--device", "cuda"], "device: got cuda"),
+    (["linear-gaussian", "--resume"], "resume: got"),
+    (["linear-gaussian", "--window", "1"], "--window: got '1', expected START,END"),
+    (["linear-gaussian", "--nonsense"], "--nonsense"),
+    (["--forward", "my_simulator:forward"], "prior: got nothing"),
+    (["black-hole", "--observation", "missing.csv"], "missing.csv"),
+    (["black-hole", "--truth", "small.npy", "--observation", "missing.csv"], "missing.csv"),
+    (["m87", "--day", "1"], "day: got '1'"),
+    (["m87", "--observation", "y.npy"], "observation: got a file with problem m87"),
+]
+
+
+@pytest.mark.parametrize("argv, sentence", BAD, ids=[" ".join(argv) or "nothing" for argv, _ in BAD])
+def test_that_bad_input_exits_2_with_one_sentence_and_writes_nothing(argv, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("small.npy", np.zeros((3, 3)))
+    assert run(*argv, "--quiet", "--out", "out") == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda a: a.__setitem__(1, "my_simulator:nothing"), "forward: got my_simulator:nothing"),
+    (lambda a: a.__setitem__(1, "no_module:f"), "forward: got no_module:f"),
+    (lambda a: np.save("y.npy", np.array([1.0, np.nan, 2.0])), "observation: got y.npy with non-finite values"),
+    (lambda a: Path("y.npy").write_text("not numbers"), "observation: got y.npy, which is not an array"),
+    (lambda a: Path("y.npy").unlink(), "observation: got y.npy, which does not exist"),
+    (lambda a: a.extend(["--truth", "y.npy"]), "truth: got shape (3,), expected (5,)"),
+    (lambda a: Path("prior.onnx").write_bytes(Path("prior.onnx").read_bytes()[:200]), "prior.onnx"),
+    (lambda a: np.save("y.npy", np.zeros(4)), "forward: got an output of shape (16, 3), expected (16, 4)"),
+])
+def test_that_a_bad_problem_of_ones_own_is_named(own, change, sentence, capsys):
+    pytest.importorskip("onnxruntime")
+    change(own)
+    assert run(*own, *SMALL, "--out", "out") == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("enkg: error") == 1
+
+
+def test_that_a_prior_of_another_shape_is_refused(own, capsys):
+    pytest.importorskip("onnxruntime")
+    assert run("linear-gaussian", "--prior", "prior.onnx", *SMALL, "--out", "out") == 2
+    assert "(5,)" in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_that_a_folder_with_a_run_is_never_overwritten(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("linear-gaussian", *SMALL, "--out", out) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert run("linear-gaussian", *SMALL, "--out", out) == 2
+    assert run("linear-gaussian", *SMALL, "--out", out, "--resume") == 2
+    assert "finished run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (tmp_path / "file").write_text("")
+    assert run("linear-gaussian", *SMALL, "--out", tmp_path / "file") == 2
+
+
+def test_that_an_interrupted_run_resumes_to_the_same_bits(own, tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "slow.py").write_text(
+        "import os, time\nfrom my_simulator import forward as fast\n\n\ndef forward(x):\n"
+        "    time.sleep(0.05 if os.path.exists('slow') else 0.0)\n    return fast(x)\n")
+    own[1] = "slow:forward"
+    command = [sys.executable, "-m", "enkg_ref", "solve", *own, "--particles", "8", "--steps", "30"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), str(tmp_path)])}
+    subprocess.run([*command, "--out", "whole", "--quiet"], check=True, env=environment)
+    Path("slow").touch()
+    started = subprocess.Popen([*command, "--out", "cut"], env=environment, stderr=subprocess.PIPE, text=True)
+    history = Path("cut/run/ensemble-0.jsonl")
+    while started.poll() is None and not (history.exists() and history.read_text().count("\n") >= 7):
+        time.sleep(0.01)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate()
+    assert started.returncode == 130 and "--resume" in err
+    other = subprocess.run([*command, "--out", "cut", "--resume", "--guidance", "1"], env=environment, text=True,
+                           capture_output=True)
+    assert other.returncode == 2 and "guidance = 2.0, expected 1.0" in other.stderr
+    Path("slow").unlink()
+    subprocess.run([*command, "--out", "cut", "--quiet", "--resume"], check=True, env=environment)
+    whole, cut = (np.load(Path(name, "result.npz")) for name in ("whole", "cut"))
+    assert np.array_equal(whole["ensemble"], cut["ensemble"])
+    strip = [[{k: v for k, v in json.loads(line).items()} for line in Path(name, "history.jsonl").read_text().splitlines()]
+             for name in ("whole", "cut")]
+    assert strip[0] == strip[1]
+    ledgers = [json.loads(Path(name, "summary.json").read_text())["ledger"] for name in ("whole", "cut")]
+    assert {k: v for k, v in ledgers[0].items() if k != "wall"} == {k: v for k, v in ledgers[1].items() if k != "wall"}
+
+
+def test_that_list_names_every_problem_method_and_prior(capsys):
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in (*cli.PROBLEMS, *cli.METHODS):
+        assert name in printed
