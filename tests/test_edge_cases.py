@@ -1,0 +1,270 @@
+"""Every row of the edge-case table (`algorithm.md` 10.2), and the guard at the rounding floor (10.3, C8)."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from enkg_ref import Config, EnKG, Gaussian, constant, correct, frobenius, iterate, solve, step, trace
+from enkg_ref.enkg import evaluate
+from enkg_ref.members import chunked
+
+RULES = {"frobenius": frobenius, "trace": trace, "constant": constant}
+J, D, M = 8, 3, 2
+RNG = np.random.default_rng(3)
+X = RNG.standard_normal((J, D))
+Y = RNG.standard_normal(M)
+
+
+def precision(backend):
+    return "float64" if backend.float64 else "float32"
+
+
+def denoise(x, sigma):
+    return x / (1.0 + sigma * sigma)
+
+
+def forward(x):
+    return np.stack([x[:, 0] + 0.1 * x[:, 1] ** 2, x[:, 2]], axis=1)
+
+
+def method(denoise=denoise, likelihood=None, **settings):
+    settings = {"particles": J, "steps": 6, "updates": 2, "window": (2, 4), "sigma_max": 5.0} | settings
+    return EnKG(denoise, likelihood or Gaussian(Y, 0.3), Config(**settings))
+
+
+# ----------------------------------------------------------------------------------------------------------- ensembles
+
+
+@pytest.mark.parametrize("particles", [1, 0, -3])
+def test_fewer_than_two_particles_are_refused_at_set_up(particles):
+    with pytest.raises(ValueError, match=rf"particles: got {particles}, expected at least 2"):
+        Config(particles=particles)
+
+
+def test_noise_with_another_number_of_rows_is_refused():
+    with pytest.raises(ValueError, match="noise: got 7 rows, expected .* 8"):
+        method().init(X[:7])
+
+
+@pytest.mark.parametrize("settings, named", [
+    ({"steps": 1}, "steps"), ({"updates": 0}, "updates"), ({"guidance": -1.0}, "guidance"),
+    ({"guidance": math.inf}, "guidance"), ({"window": (3, 99)}, "window"), ({"window": (-1, 3)}, "window"),
+])
+def test_settings_that_make_no_sense_are_refused_by_name(settings, named):
+    with pytest.raises(ValueError, match=named):
+        Config(**settings)
+
+
+# -------------------------------------------------------------------------------------------------- nothing to correct
+
+
+@pytest.mark.parametrize("rule, guard", [(rule, 64.0) for rule in RULES] + [("frobenius", None)])
+@pytest.mark.parametrize("members", [3, J])  # K formed (J <= 2 m) or not
+def test_constant_outputs_leave_the_particles_alone(backend, rule, guard, members):
+    dtype = precision(backend)
+    x, g = backend.array(X[:members], dtype), backend.array(np.full((members, M), 0.5), dtype)
+    moved, record = correct(x, g, Gaussian(Y, 0.3).residual, RULES[rule](2.0), guard=guard)
+    assert np.array_equal(backend.numpy(moved), backend.numpy(x))
+    assert bool(record.collapsed) and float(record.step) == 0.0 and float(record.norm) == 0.0
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("guard", [64.0, None])
+def test_outputs_that_all_equal_the_data_leave_the_particles_alone(rule, guard):
+    moved, record = correct(X, np.tile(Y, (J, 1)), Gaussian(Y, 0.3).residual, RULES[rule](2.0), guard=guard)
+    assert np.array_equal(moved, X) and bool(record.collapsed) and float(record.step) == 0.0
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("members", [2, 3, 7, 49])
+def test_equal_particles_stay_where_they_are(rule, members):
+    # the computed mean of equal numbers need not be exact: ||K||_F is then rounding, and only the guard tells
+    x = np.tile([0.1, 1.0 / 3.0, 1e3], (members, 1))
+    moved, record = correct(x, forward(x), Gaussian(Y, 0.3).residual, RULES[rule](2.0))
+    assert np.array_equal(moved, x) and bool(record.collapsed)
+    plain, _ = correct(x, forward(x), Gaussian(Y, 0.3).residual, frobenius(2.0), guard=None)
+    assert np.max(np.abs(plain - x)) <= 1e-11  # without a guard: finite, and of rounding size
+
+
+def test_a_collapsed_update_in_a_run_is_recorded_warned_about_and_survived():
+    def constant_forward(x):
+        return np.zeros((len(x), M))
+
+    run = method()
+    with pytest.warns(UserWarning, match="collapsed"):
+        pairs = list(iterate(run, constant_forward, run.init(X)))
+    assert len(pairs) == 6 and all(info.collapsed and info.step == 0.0 for _, info in pairs)
+    assert pairs[-1][0].collapse_budget == 0.0
+    unguided = solve(method(window=(1, 0)), constant_forward, X)
+    assert np.array_equal(pairs[-1][0].x, unguided.x)
+
+
+def test_a_step_that_is_not_finite_is_never_used_and_named():
+    run = method(guard=None)
+    state = run.init(X)
+    huge = forward(X) * 1e200  # finite, but ||K||_F overflows
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with quiet, pytest.raises(FloatingPointError, match=r"K.* level 2 .*update 0"):
+        run.tell(state, huge)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad values
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_non_finite_row_of_the_output_touches_no_other_row(bad):
+    run = method()
+    state = run.init(X)
+    g = forward(run.ask(state))
+    g[5, 1] = bad
+    with pytest.warns(UserWarning, match="5 %"):
+        after, info = run.tell(state, g)
+    assert info.failed_rows == (5,) and np.all(np.isfinite(after.x))
+    survivors = np.arange(J) != 5
+    alone, _ = correct(state.x[survivors], g[survivors], Gaussian(Y, 0.3).residual, frobenius(2.0))
+    np.testing.assert_allclose(after.x[survivors], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_raise_stops_at_the_first_non_finite_row():
+    run = method(failed="raise")
+    state = run.init(X)
+    g = forward(run.ask(state))
+    g[[6, 5], 1] = np.nan
+    with pytest.raises(FloatingPointError, match=r"row 5 .*level 2 \(sigma = .*update 0"):
+        run.tell(state, g)
+
+
+def test_raise_lets_healthy_members_pass():
+    default, strict = (solve(method(failed=failed), forward, X) for failed in ("shift", "raise"))
+    assert np.array_equal(default.x, strict.x)
+
+
+@pytest.mark.parametrize("lost", [J, J - 1])
+def test_fewer_than_two_finite_rows_are_an_error_of_the_same_update(lost):
+    run = method()
+    state = run.init(X)
+    g = forward(run.ask(state))
+    g[:lost, 0] = np.nan
+    with pytest.raises(FloatingPointError, match=rf"{J - lost} of {J} rows are finite at level 2"):
+        run.tell(state, g)
+
+
+def test_rows_that_are_not_finite_are_not_sent_to_the_forward_model(backend):
+    xp, dtype = backend.xp, precision(backend)
+    host = X.copy()
+    host[[0, 4], 1] = [np.nan, np.inf]
+    seen = []
+
+    def forward(x):
+        seen.append(np.array(backend.numpy(x)))
+        return xp.sin(x[:, :2])
+
+    g = backend.numpy(evaluate(forward, backend.array(host, dtype)))
+    good = np.isfinite(host).all(axis=1)
+    assert len(seen) == 1 and seen[0].shape == X.shape and np.all(np.isfinite(seen[0]))
+    assert np.array_equal(seen[0][good], host[good].astype(dtype))
+    assert np.all(np.isnan(g[~good]))
+    np.testing.assert_allclose(g[good], np.sin(host[good, :2]), rtol=1e-5)
+
+
+def test_an_inner_flow_that_fails_for_one_particle_costs_that_particle_only():
+    def fragile(x, sigma):  # wrong only inside the inner flow of the first guided level, below the outer level
+        d = denoise(x, sigma)
+        if sigma < run.sigmas[2] and sigma > run.sigmas[3]:
+            d = np.where(np.arange(len(x))[:, None] == 3, np.nan, d)
+        return d
+
+    run = method(fragile, updates=1, window=(2, 2), inner_factor=1)
+    with pytest.warns(UserWarning, match="5 %"):
+        state, info = step(run, run.init(X), forward)
+    assert info.failed_rows == (3,) and np.all(np.isfinite(state.x))
+
+
+def test_a_non_finite_denoised_particle_in_the_predictor_is_an_error_with_an_address():
+    def broken(x, sigma):
+        return np.where(np.arange(len(x))[:, None] == 2, np.nan, denoise(x, sigma))
+
+    with pytest.raises(FloatingPointError, match=r"denoise: row 2 .* level 0 \(sigma = 5\)"):
+        method(broken).init(X)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: forward(x)[:-1], lambda x: forward(x).sum(axis=0, keepdims=True),
+                                   lambda x: forward(x)[:, :1], lambda x: forward(x)[:, 0]])
+def test_a_forward_model_of_the_wrong_shape_is_told_what_was_expected(wrong):
+    with pytest.raises(ValueError, match=r"expected \(8, 2\): forward must return one row per particle"):
+        solve(method(), wrong, X)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, J, 100])
+def test_the_remainder_of_a_batch_is_processed_like_any_other(size):
+    # the official code drops it: 36 of 100 particles, batch 64, end at |x| <= 3e-17
+    whole = solve(method(guidance=0.5), forward, X)
+    run = method(chunked(denoise, size), guidance=0.5)
+    np.testing.assert_allclose(solve(run, chunked(forward, size), X).x, whole.x, rtol=1e-12, atol=1e-13)
+
+
+# ----------------------------------------------------------------------------------------- guard at the rounding floor
+
+
+def schur_complement(x, h):
+    """N = C - C H' (H C H')^+ H C, the part of the covariance that no observation reaches: invariant (T16)."""
+    z = x - x.mean(axis=0)
+    c = z.T @ z / len(x)
+    return c - c @ h.T @ np.linalg.pinv(h @ c @ h.T) @ h @ c
+
+
+def run_c8(dtype, guard, seed, updates=400):
+    """C8: linear psi, frobenius, gamma = 2, continued after the collapse.
+
+    Returns tr N / tr N_0, the error of the mean in the null directions, and the first skipped update.
+    """
+    d, m, members = 24, 8, 64
+    rng = np.random.default_rng(seed)
+    h = rng.standard_normal((m, d)) / math.sqrt(d)
+    x = rng.standard_normal((members, d)).astype(dtype)
+    y = rng.standard_normal(m)
+    start = x.astype(float)
+    z, mean = start - start.mean(axis=0), start.mean(axis=0)
+    c = z.T @ z / members
+    limit = mean + c @ h.T @ np.linalg.solve(h @ c @ h.T, y - h @ mean)  # (T17)
+    null = np.linalg.svd(h)[2][m:]
+    residual, first = Gaussian(y).residual, None
+    for n in range(updates):
+        x, record = correct(x, x @ h.T.astype(dtype), residual, frobenius(2.0), guard=guard)
+        if first is None and bool(record.collapsed):
+            first = n
+    x = x.astype(float)
+    kept = np.trace(schur_complement(x, h)) / np.trace(schur_complement(start, h))
+    return kept, np.linalg.norm(null @ (x.mean(axis=0) - limit)), first
+
+
+@pytest.mark.parametrize("dtype, spread, window", [("float64", 1e-5, (30, 120)), ("float32", 5e-5, (8, 50))])
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_the_guard_keeps_what_no_observation_reaches(dtype, spread, window, seed):
+    kept, error, first = run_c8(dtype, 64.0, seed)
+    assert abs(kept - 1.0) < spread
+    assert error < 0.01
+    assert window[0] < first < window[1]
+
+
+def test_without_a_guard_rounding_errors_are_amplified_until_the_null_directions_collapse():
+    kept, error, first = run_c8("float64", None, 1)
+    assert kept < 0.05 and error > 0.1 and first is None
+
+
+def test_the_guard_does_not_depend_on_the_units_of_the_data():
+    rng = np.random.default_rng(6)
+    g = rng.standard_normal((J, M))
+    for scale in (1e-8, 1.0, 1e8):
+        likelihood = Gaussian(scale * Y, 0.3 * scale)
+        assert not bool(correct(X, scale * g, likelihood.residual, frobenius(1.0))[1].collapsed)
+        assert bool(correct(X, scale * (1.0 + 1e-15 * g), likelihood.residual, frobenius(1.0))[1].collapsed)
+
+
+def test_an_ordinary_run_meets_no_guard():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pairs = list(iterate(run := method(), forward, run.init(X)))
+    assert not any(info.collapsed for _, info in pairs)
