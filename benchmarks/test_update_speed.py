@@ -1,4 +1,4 @@
-"""The update against the matrix products it cannot do without, both in one run: pytest benchmarks/test_update_speed.py"""
+"""The update against the matrix products it cannot do without, in one run: pytest benchmarks/test_update_speed.py"""
 
 import numpy as np
 import pytest
