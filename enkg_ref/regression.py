@@ -1,6 +1,6 @@
 """A linear model of the forward map from all evaluations made so far: ridge regression, leave-one-out errors (E3, E4).
 
-Part of EnKG-R, our extension; not in the EnKG paper. n rows (evaluations), r inputs, m outputs; r, m, n in the hundreds.
+Part of EnKG-R, our extension; not in the EnKG paper. n rows (evaluations), r inputs, m outputs, all in the hundreds.
 """
 
 from __future__ import annotations
