@@ -30,8 +30,8 @@ HELD_OUT_SEED = 20250611
 COVERAGES = ("standard", "sgra", "m87-101", "m87-096")
 NOISE_MODES = ("vis_thermal", "gaussian", "eht")
 PRIOR = "kerr-disc-64"
-DEFAULTS = {"particles": 128, "steps": 40, "updates": 1, "guidance": 2.0, "window": (5, 35)}
-"""Levels 5..35 are the official window 0.1/0.1. Guidance 3.5, held constant, diverged without any NaN."""
+DEFAULTS = {"particles": 128, "steps": 40, "updates": 1, "guidance": 2.0, "start": 0.1, "end": 0.1}
+"""Window 0.1/0.1: levels 5..35. Guidance 3.5, held constant, diverged in every trial, to peaks of 1e3 without a NaN."""
 
 
 # -------------------------------------------------------------------------------------------------------- forward model
@@ -264,7 +264,7 @@ def _problem(name, observation, closures, phases, amplitudes, sigmas, *, flux=No
     def figure(result):
         from problems.black_hole_figure import draw
 
-        return draw(result, data, observation, field_of_view, flux_jy, name)
+        return draw(result, forward, data, observation, field_of_view, flux_jy, name, notes)
 
     return Problem(name=name, event_shape=(PIXELS, PIXELS), forward=forward, observation=data, scale=forward.scale,
                    shift=forward.shift, units="peak pixel", truth=truth, forward_vjp=forward.vjp, prior=PRIOR,
