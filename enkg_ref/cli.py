@@ -39,12 +39,14 @@ def _m87(options):
 
     if options.observation is not None:
         raise UsageError("observation: got a file with problem m87, expected none; black-hole is for other data")
+    _refuse(options, "m87", "noise")
     return black_hole.m87(options.day, truth=options.truth, **_given(options, *REAL_DATA))
 
 
 def _black_hole(options):
     from problems import black_hole
 
+    _refuse(options, "black-hole", "noise")
     if options.observation is not None:
         return black_hole.black_hole(options.observation, truth=options.truth, **_given(options, *REAL_DATA))
     given = _given(options, "coverage", "closure_set", noise="noise_mode", index="item")
@@ -92,7 +94,7 @@ def _given(options, *same, **names):
 def _refuse(options, problem, *names):
     for name in names:
         if getattr(options, name) is not None:
-            raise UsageError(f"{name}: got {getattr(options, name)}, expected nothing: problem {problem} makes its own")
+            raise UsageError(f"{name}: got {getattr(options, name)}, expected nothing: problem {problem} has its own")
 
 
 def _array(path, argument):
