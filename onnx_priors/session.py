@@ -267,12 +267,12 @@ def _session(path, device, threads, cuda_options):
         raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}')
     clash = _clash()
     if clash:
-        warnings.warn(clash, UserWarning, stacklevel=5)
+        warnings.warn(clash, UserWarning, stacklevel=4)
     ort = _onnxruntime()
     wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[kind]
     if wanted not in ort.get_available_providers():
-        raise RuntimeError(f"device {device!r} was asked for, but onnxruntime has no {wanted}; install the extra gpu "
-                           f"(enkg_ref[gpu]) instead of the extra cpu{'; ' + clash if clash else ''}")
+        raise ValueError(f"device: got {device!r}, but the installed onnxruntime has no {wanted}, expected the extra "
+                         f"gpu (enkg_ref[gpu]) in place of the extra cpu{'; ' + clash if clash else ''}")
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = int(threads)
@@ -287,10 +287,11 @@ def _session(path, device, threads, cuda_options):
     try:
         session = ort.InferenceSession(os.fspath(path), sess_options=options, providers=providers)
     except Exception as error:  # onnxruntime has no public base class of its errors
-        raise ValueError(f"prior file {path} cannot be read as an ONNX model: {str(error).splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"prior file {path}: onnxruntime cannot open it on device {device!r}: {reason}") from error
     if session.get_providers()[0] != wanted:  # onnxruntime falls back to the CPU without raising
-        raise RuntimeError(f"device {device!r} was asked for, but onnxruntime could not start its {wanted} and offered "
-                           f"{session.get_providers()[0]}{'; ' + clash if clash else ''}")
+        raise ValueError(f"device: got {device!r}, but onnxruntime could not start its {wanted} and fell back to "
+                         f"{session.get_providers()[0]}{'; ' + clash if clash else ''}")
     return session
 
 
