@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import __version__, extensions, ledger, members, report, runner
-from .enkg import PRESETS, Config, EnKG, State, guided_window
+from . import __version__, extensions, ledger, members, regressed, report, runner
+from .enkg import PRESETS, Config, EnKG, guided_window
 from .ensemble import constant, frobenius, trace
 from .likelihood import Closures, Gaussian
+from .reference import Reference, file_sha256
 
 STEP_RULES = {"frobenius": frobenius, "trace": trace, "constant": constant, "tempered": frobenius}
 STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
@@ -195,25 +196,67 @@ def build_config(options, problem):
 
 
 # ------------------------------------------------------------------------------------------------------------- solve
-METHODS = {"enkg": (EnKG, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175")}
+def _enkg(options, problem, denoise, likelihood, seed):
+    config = build_config(options, problem)
+    if options.step_rule == "tempered":
+        return extensions.TemperedEnKG(denoise, likelihood, config, seed=seed)
+    return EnKG(denoise, likelihood, config)
+
+
+def _enkg_r(options, problem, denoise, likelihood, seed):
+    for name in ("steps", "updates", "guidance", "window", "step_rule", "stop", "failed", "preset", "particles"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"{name}: got {getattr(options, name)} with method enkg-r, expected --budget CALLS only")
+    if options.budget is None:
+        raise UsageError("budget: got nothing, expected --budget CALLS with method enkg-r")
+    rule = regressed.settings_by_rule
+    config = rule(build_reference(options, problem), likelihood, options.budget, _sigma_range(denoise), seed)
+    return regressed.EnKGR(denoise, likelihood, build_reference(options, problem), config)
+
+
+METHODS = {
+    "enkg": (EnKG, _enkg, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175"),
+    "enkg-r": (regressed.EnKGR, _enkg_r, "our extension, not in the paper: regressed sensitivities; REGRESSED.md"),
+}
+
+
+def build_reference(options, problem):
+    """Gaussian reference of the prior, which enkg-r needs: --reference FILE, or the one shipped with the prior."""
+    if options.reference is not None:
+        return Reference.load(options.reference)
+    name = options.prior or problem.prior
+    if name is None:
+        return Reference.gaussian(problem.mu, problem.Sigma)
+    from onnx_priors.manifest import WEIGHTS, read_manifest, resolve
+
+    if name not in read_manifest():
+        raise UsageError(f"reference: got nothing for prior {name}, expected --reference FILE.npz, made by "
+                         "enkg_ref.reference.from_images or from_prior")
+    return Reference.load(WEIGHTS / f"{name}.reference.npz", file_sha256(resolve(name)))
+
+
+def _sigma_range(denoise):
+    return (getattr(denoise, "sigma_min", 0.0), getattr(denoise, "sigma_max", float("inf")))
 
 
 def build_run(options, k, account):
     """`runner.Run` of ensemble k: everything from the options anew, so that a process can do it on its own."""
     problem = build_problem(options)
     prior, denoise = build_prior(options, problem, threads=max(1, (os.cpu_count() or 1) // options.workers))
-    config, likelihood, seed = build_config(options, problem), build_likelihood(problem), options.seed + k
-    denoise = account.denoiser(denoise)
-    if options.step_rule == "tempered":
-        method = extensions.TemperedEnKG(denoise, likelihood, config, seed=seed)
-    else:
-        method = METHODS[options.method][0](denoise, likelihood, config)
-    noise = _member_noise(seed, config.particles, problem.event_shape, options)
+    seed = options.seed + k
+    method = build_method(options, problem, denoise, seed)
+    method = dataclasses.replace(method, denoise=account.denoiser(denoise))
+    noise = _member_noise(seed, method.config.particles, problem.event_shape, options)
     forward = members.chunked(problem.forward, options.chunk) if options.chunk else problem.forward
     about = {"problem": problem.name, "method": _method_name(options), "prior": prior, "seed": seed,
-             "dtype": options.dtype, "device": options.device, **config.describe(),
+             "dtype": options.dtype, "device": options.device, **method.config.describe(),
              "observation": _digest(problem.observation.y), "noise": _digest(problem.observation.noise)}
-    return runner.Run(method, account.forward(forward), noise, State, about)
+    return runner.Run(method, account.forward(forward), noise, method.STATE, about)
+
+
+def build_method(options, problem, denoise, seed):
+    """The method named by the options, with settings for this problem."""
+    return METHODS[options.method][1](options, problem, denoise, build_likelihood(problem), seed)
 
 
 def _method_name(options):
@@ -250,13 +293,12 @@ def solve(options):
     if options.workers is None:
         options.workers = 1 if options.device == "cuda" else min(options.ensembles, os.cpu_count() or 1)
     problem = build_problem(options)
-    prior, _ = build_prior(options, problem)
-    config = build_config(options, problem)
+    prior, denoise = build_prior(options, problem)
+    config = build_method(options, problem, denoise, options.seed).config
     likelihood = build_likelihood(problem)
     folder, work = _prepare_folder(options)
 
-    total = options.ensembles * runner_total(options, problem, config)
-    bar = _progress_bar(total, options.quiet)
+    bar = _progress_bar(options.ensembles * config.counts()["forward"], options.quiet)
     try:
         runner.run_ensembles(build_run, options, options.ensembles, options.workers, work, partial(_advance, bar))
     finally:
@@ -300,11 +342,6 @@ def solve(options):
         print(report.text(summary))
         print(f"  written to {folder}/: figure.png, result.npz, summary.json, history.jsonl")
     return 0
-
-
-def runner_total(options, problem, config):
-    """Updates of one ensemble, for the progress bar."""
-    return config.counts()["forward"]
 
 
 def _score(ensemble, problem, likelihood):
@@ -400,7 +437,7 @@ def list_known(options):
     for name, (_, words) in PROBLEMS.items():
         print(f"  {name:20s} {words}")
     print("methods (and what they need)")
-    for name, (kind, words) in METHODS.items():
+    for name, (kind, _, words) in METHODS.items():
         print(f"  {name:20s} {', '.join(sorted(kind.ACCESS)):28s} {words}")
     print("priors")
     for name, entry in read_manifest().items():
@@ -464,6 +501,8 @@ def _parser():
     add("--stop", choices=STOPS, help="discrepancy stop, an extension, not in the paper; default none")
     add("--failed", choices=("shift", "keep", "raise"), help="what a failed forward call does to its particle")
     add("--preset", help=f"a released configuration: {', '.join(PRESETS)}")
+    add("--budget", type=_number(int), metavar="CALLS", help="enkg-r: forward calls of one ensemble; settings follow")
+    add("--reference", metavar="FILE.npz", help="enkg-r: Gaussian reference of a prior of your own")
     add("--seed", type=_number(int), default=0, help="of the initial noise; ensemble k uses seed + k")
     add("--ensembles", type=_number(int), help="independent ensembles; default 3 for m87, else 1")
     add("--workers", type=_number(int), help="processes; default: one per ensemble, at most one per core")

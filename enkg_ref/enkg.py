@@ -213,16 +213,12 @@ class EnKG:
     config: Config = Config()
 
     ACCESS = frozenset({"forward", "denoiser"})
+    STATE = State
 
     @property
     def sigmas(self):
         c = self.config
         return edm_sigmas(c.steps, c.sigma_max, c.sigma_min, c.rho, c.sigma_dtype)
-
-    @property
-    def total(self):
-        """Number of updates of a whole run, if no rule stops it early."""
-        return self.config.counts()["forward"]
 
     def init(self, noise):
         """(T2) State at the first guided level.  noise : (J, *event), standard normal."""

@@ -196,6 +196,7 @@ class EnKGR:
     regress: Callable = ridge_regression
 
     ACCESS = frozenset({"forward", "denoiser"})
+    STATE = State
 
     def init(self, noise):
         """(E2) State at the first level, its D computed.  noise : (J, *event), standard normal."""
