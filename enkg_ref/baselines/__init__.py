@@ -1,0 +1,21 @@
+"""The comparison methods, one paper one file, all with the verbs of `enkg_ref.enkg`: init, ask, tell, done.
+
+The loss of every method is ``likelihood.misfit``, L(x) = ||G(x) - y||_Gamma^2 per row. The published guidance scales
+belong to the un-weighted loss ||G(x) - y||^2: give ``Gaussian(y, 1.0)`` to reproduce them.
+
+Rows are independent chains (EKI, Blade: the particles of one ensemble). All random numbers come from
+``member_normals(seed, stream, rows, ...)``, so a run can be taken up at any state. ``method.counts(rows)`` gives the
+calls of a whole run in closed form.
+"""
+
+from .blade import Blade
+from .deft import DEFT
+from .diffpir import DiffPIR
+from .dpg import DPG
+from .dps import DPS
+from .eki import EKI
+from .gsg import GSG
+from .pnpdm import PnPDM
+from .scg import SCG
+
+__all__ = ["DEFT", "DPG", "DPS", "EKI", "GSG", "SCG", "Blade", "DiffPIR", "PnPDM"]

@@ -1,0 +1,66 @@
+"""DEFT without gradients: a small network, trained beforehand on pairs (x, G(x) + noise), corrects the prior's noise.
+
+[1] Denker et al. 2024, arXiv 2406.01781, with the gradient input replaced by the measurement (arXiv 2409.20175).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..diffusion import edm_sigmas, euler_step, initial_ensemble
+from .wave import Settings, expect, require_finite
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """steps : N of the deterministic sampler (DDIM, eta = 0) on the grid (T1)"""
+
+    steps: int = 100
+    sigma_max: float = 80.0
+    sigma_min: float = 0.002
+
+    def __post_init__(self):
+        expect("steps", self.steps, 1)
+
+
+@dataclass(frozen=True)
+class State:
+    x: Any
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class DEFT:
+    """eps = (x~ - D)/sigma + h,   D_c = D - sigma h(x~, D, sigma),   x~ <- x~ + (sigma' - sigma)(x~ - D_c)/sigma
+
+    No forward call at run time: ``init`` is the whole run and ``done`` is true at once. The calls are in the training
+    (``offline_fwd`` of the ledger). Optimal is h = -K_sigma (y - H D)/sigma with the gain
+    K_sigma = Sigma_sigma H'(H Sigma_sigma H' + Gamma)^-1 (linear-Gaussian), which gives the posterior; h = 0 the prior.
+
+    correction : (x~, D, sigma) -> h, with the measurement inside
+    """
+
+    denoise: Callable
+    correction: Callable
+    config: Config = Config()
+
+    ACCESS = frozenset({"denoiser", "correction"})
+    STATE = State
+
+    def init(self, noise):
+        c = self.config
+        sigmas = edm_sigmas(c.steps, c.sigma_max, c.sigma_min)
+        x = initial_ensemble(noise, c.sigma_max)
+        for i, (here, following) in enumerate(zip(sigmas, sigmas[1:])):
+            denoised = self.denoise(x, here)
+            corrected = denoised - here * self.correction(x, denoised, here)
+            x = euler_step(x, require_finite(corrected, "correction", i, here), here, following)
+        return State(x, c.steps)
+
+    def done(self, state):
+        return True
+
+    def counts(self, rows):
+        return {"fwd_total": 0, "fwd_seq": 0, "den_total": self.config.steps * rows, "den_seq": self.config.steps}
