@@ -19,9 +19,9 @@ PACKAGES = ("enkg_ref", "onnx_priors", "problems")
 LAYERS = [
     {"_xp"},
     {"diffusion", "ensemble", "likelihood", "diagnostics"},
-    {"enkg", "extensions", "regressed"},
+    {"enkg", "extensions", "reference", "regressed", "regression"},
     {"baselines"},
-    {"verify", "ledger", "members", "checkpoint", "metrics", "report", "cli", "__main__"},
+    {"verify", "ledger", "members", "checkpoint", "metrics", "report", "runner", "cli", "__main__"},
 ]
 CORE = LAYERS[0] | LAYERS[1] | {"enkg"}
 
@@ -80,7 +80,9 @@ def test_modules_of_the_method_import_downwards_only():
         for name in imports(path):
             if name.startswith("enkg_ref."):
                 other = layer(name)
-                assert other is not None and other <= own, f"{module_name(path)} imports {name}"
+                if other is None:  # a name of the package itself, which imports everything below the shell
+                    other = len(LAYERS) - 1
+                assert other <= own, f"{module_name(path)} imports {name}"
 
 
 def test_the_imports_of_the_method_have_no_cycle():
