@@ -164,7 +164,7 @@ class NavierStokes:
         speeds = []
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, omega.shape[0], self.chunk):
-                rows = omega[first : first + self.chunk, :, :]
+                rows = omega[first : min(first + self.chunk, omega.shape[0]), :, :]
                 equation = Basdevant(self.n, self.flow, self.mask, rows, self.fft)
                 u, v = equation.velocity(equation.r2c(rows))
                 speeds.append(to_numpy(xp.max(u * u + v * v, axis=(1, 2))).astype(float) ** 0.5)

@@ -158,11 +158,17 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fft", default="scipy", help="scipy, ducc0 or pyfftw")
     parser.add_argument("--out", required=True, help=".npy file, float32 (count, n, n), physical units")
+    parser.add_argument("--moments", action="store_true", help="also renew the stored moments of this size")
     options = parser.parse_args(arguments)
     block = 256
     made = [fields(options.size, min(block, options.count - first), options.split, options.seed, first, options.fft)
             for first in range(0, options.count, block)]
-    np.save(options.out, np.concatenate(made))
+    made = np.concatenate(made)
+    np.save(options.out, made)
+    if options.moments:
+        stored = dict(np.load(MOMENTS)) if MOMENTS.exists() else {}
+        names = f"profile_{options.size}", f"spectrum_{options.size}"
+        np.savez_compressed(MOMENTS, **(stored | dict(zip(names, moments(made[np.isfinite(made[:, 0, 0])])))))
 
 
 if __name__ == "__main__":
