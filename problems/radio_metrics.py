@@ -173,4 +173,4 @@ def ring_fit(image, field_of_view, radii=(8.0, 40.0), reach=20.0, angles=72):
     x, y = np.meshgrid(((n - 1) / 2 - np.arange(n)) * pixel - east, ((n - 1) / 2 - np.arange(n)) * pixel - north)
     annulus = np.abs(np.hypot(x, y) - radius) <= radius / 2
     moment = np.sum(np.where(annulus, image, 0.0) * np.exp(1j * np.arctan2(x, y)))
-    return Ring(2 * radius, float(np.rad2deg(np.angle(moment)) % 360), float(east), float(north), float(spread))
+    return Ring(float(2 * radius), float(np.rad2deg(np.angle(moment)) % 360), float(east), float(north), float(spread))
