@@ -606,7 +606,7 @@ def _even_map_symmetric(library):
 
 def _share_that_stalls(library, draw, psi, y_of, steps):
     """Share of random ensembles whose V neither vanishes nor moves: V > .01 V_0, changed < 1 % in the last half."""
-    count = 12 if library.thinning == 1 else 2
+    count = 12 if library.thinning == 1 else 6
     stalled = 0
     for seed in range(count):
         rng = np.random.default_rng([31, seed])
@@ -675,7 +675,7 @@ def _null_space(library):
            math.inf, 100.0, True)
 def _trace_without_gamma(library):
     X = np.random.default_rng(0).standard_normal((20, 3))
-    w = 1 / spread(X)[1]
+    w = float(1 / spread(X)[1])
     return spread(library.correct(X, X, X.mean(0) + 0.1, 0.05, constant(w))[0])[1] / spread(X)[1], 1
 
 
