@@ -254,6 +254,21 @@ def test_without_a_guard_rounding_errors_are_amplified_until_the_null_directions
     assert kept < 0.05 and error > 0.1 and first is None
 
 
+@pytest.mark.parametrize("dtype, eps", [("float64", 2.0**-52), ("float32", 2.0**-23)])
+def test_the_guard_skips_below_its_threshold_and_not_above(dtype, eps):
+    # threshold: c eps sum_a ||R_a|| ||G_a|| / J over observations a, summed here one number at a time
+    g = (1.0 + 1e-3 * np.random.default_rng(7).standard_normal((J, M))).astype(dtype)
+    r = Gaussian(Y).residual(g)
+    threshold = eps / J * sum(
+        math.sqrt(sum(float(r[j, a]) ** 2 for j in range(J))) * math.sqrt(sum(float(g[j, a]) ** 2 for j in range(J)))
+        for a in range(M))
+    norm = float(correct(X.astype(dtype), g, Gaussian(Y).residual, frobenius(1.0))[1].norm)
+    for c, skipped in ((0.99 * norm / threshold, False), (1.01 * norm / threshold, True)):
+        moved, record = correct(X.astype(dtype), g, Gaussian(Y).residual, frobenius(1.0), guard=c)
+        assert bool(record.collapsed) == skipped
+        assert np.array_equal(moved, X.astype(dtype)) == skipped
+
+
 def test_the_guard_does_not_depend_on_the_units_of_the_data():
     rng = np.random.default_rng(6)
     g = rng.standard_normal((J, M))
