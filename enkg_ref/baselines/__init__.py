@@ -15,7 +15,8 @@ from .dpg import DPG
 from .dps import DPS
 from .eki import EKI
 from .gsg import GSG
+from .mmps import MMPS
 from .pnpdm import PnPDM
 from .scg import SCG
 
-__all__ = ["DEFT", "DPG", "DPS", "EKI", "GSG", "SCG", "Blade", "DiffPIR", "PnPDM"]
+__all__ = ["DEFT", "DPG", "DPS", "EKI", "GSG", "MMPS", "SCG", "Blade", "DiffPIR", "PnPDM"]

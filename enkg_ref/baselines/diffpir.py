@@ -34,6 +34,7 @@ class Config(Settings):
     operator_norm : ||Gamma^-1/2 H||, if known: a gradient step that must diverge is refused
     last : "denoised" ends with the data step's x0h; "noisy" re-noises it to sigma = 0.01, as the public codes do
     failed : "raise", or "keep": a chain whose prediction or gradient is not finite skips that data step
+    sigma_max : where the grid starts; None: sigma(1) = 152
     """
 
     steps: int = 1000
@@ -43,6 +44,7 @@ class Config(Settings):
     operator_norm: float | None = None
     last: str = "denoised"
     failed: str = "raise"
+    sigma_max: float | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -99,7 +101,7 @@ class DiffPIR:
 
     @cached_property
     def grid(self):
-        return vp_grid(self.config.steps)
+        return vp_grid(self.config.steps, self.config.sigma_max)
 
     def init(self, noise):
         return self._at(0, self.grid.sigmas[0] * noise)

@@ -28,6 +28,7 @@ class Config(Settings):
 
     radius : (Z, d) -> r, the standard deviation of the random images around D;  r_min : its least value
     last : "denoised" ends with D in place of the last SDE step; "noisy" takes that step, as the public codes do
+    sigma_max : where the grid starts; None: sigma(1) = 152
     """
 
     steps: int = 1000
@@ -38,6 +39,7 @@ class Config(Settings):
     radius: Callable = published_radius
     r_min: float = 0.0
     last: str = "denoised"
+    sigma_max: float | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -87,7 +89,7 @@ class DPG:
 
     @cached_property
     def grid(self):
-        return vp_grid(self.config.steps)
+        return vp_grid(self.config.steps, self.config.sigma_max)
 
     def init(self, noise):
         x = self.grid.start(noise)

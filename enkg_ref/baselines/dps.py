@@ -33,6 +33,7 @@ class Config(Settings):
     last : "denoised" ends with D in place of the last SDE step; "noisy" takes that step, as the public codes do, and
         leaves noise of std 0.01 (much more where N is small)
     failed : "raise", or "keep": a chain whose prediction or gradient is not finite goes unguided in that step
+    sigma_max : where the grid starts; None: sigma(1) = 152
     """
 
     steps: int = 1000
@@ -40,6 +41,7 @@ class Config(Settings):
     normaliser: Callable = per_sample
     last: str = "denoised"
     failed: str = "raise"
+    sigma_max: float | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -81,7 +83,7 @@ class DPS:
 
     @cached_property
     def grid(self):
-        return vp_grid(self.config.steps)
+        return vp_grid(self.config.steps, self.config.sigma_max)
 
     def init(self, noise):
         return self._at(0, self.grid.start(noise))

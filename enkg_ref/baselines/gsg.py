@@ -22,6 +22,7 @@ class Config(Settings):
     guidance : gamma of DPS;  smoothing : mu_s
     last : "denoised" ends with D in place of the last SDE step; "noisy" takes that step, as the public codes do
     count_base_twice : forward mode evaluates L(D) a second time, as the official code does
+    sigma_max : where the grid starts; None: sigma(1) = 152
     """
 
     mode: str = "forward"
@@ -31,6 +32,7 @@ class Config(Settings):
     smoothing: float = 0.01
     last: str = "denoised"
     count_base_twice: bool = False
+    sigma_max: float | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -83,7 +85,7 @@ class GSG:
 
     @cached_property
     def grid(self):
-        return vp_grid(self.config.steps)
+        return vp_grid(self.config.steps, self.config.sigma_max)
 
     def init(self, noise):
         return self._at(0, self.grid.start(noise))

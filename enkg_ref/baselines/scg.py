@@ -24,11 +24,13 @@ class Config(Settings):
     cache : keep the winner's D for the next step, which saves one denoiser call per guided step; same numbers
     official_index_bug : at i0 the state is replaced by the un-noised, un-scaled D, as in both public codes, whose
         branches read ``i > i0``; for a study of that defect only
+    sigma_max : where the grid starts; None: sigma(1) = 152
     """
 
     steps: int = 1000
     candidates: int = 512
     threshold: float = 0.25
+    sigma_max: float | None = None
     seed: int = 0
     cache: bool = True
     official_index_bug: bool = False
@@ -72,7 +74,7 @@ class SCG:
 
     @cached_property
     def grid(self):
-        return vp_grid(self.config.steps)
+        return vp_grid(self.config.steps, self.config.sigma_max)
 
     @property
     def first(self):

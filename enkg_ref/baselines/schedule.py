@@ -64,11 +64,15 @@ class VPGrid:
         return self.gains[i] * x + 0.5 * self.variances[i] * self.score(i, x, denoised)
 
 
-def vp_grid(n, sigma_final=0.01):
-    """(B1) t_i = 1 - (1 - 1e-3) i/(N-1) for i < N, then t_N = sigma^-1(sigma_final)."""
+def vp_grid(n, sigma_max=None, sigma_final=0.01):
+    """(B1) t_i = t_0 - (t_0 - 1e-3) i/(N-1) for i < N, then t_N = sigma^-1(sigma_final).
+
+    t_0 = 1, that is sigma_0 = 152, or sigma^-1(sigma_max) where a prior's range ends below that.
+    """
     if n < 2:
         raise ValueError(f"steps: got {n}, expected at least 2")
-    times = [1.0 - (1.0 - 1e-3) * i / (n - 1) for i in range(n)] + [vp_time(sigma_final)]
+    first = 1.0 if sigma_max is None else min(1.0, vp_time(sigma_max) * (1.0 - 1e-9))
+    times = [first - (first - 1e-3) * i / (n - 1) for i in range(n)] + [vp_time(sigma_final)]
     sigmas = tuple(vp_sigma(t) for t in times)
     scales = tuple(1.0 / math.sqrt(1.0 + s * s) for s in sigmas)
     beta_dt = [(BETA_D * t + BETA_MIN) * (t - later) for t, later in zip(times, times[1:])]
