@@ -21,7 +21,8 @@ LAYERS = [
     {"diffusion", "ensemble", "likelihood", "diagnostics"},
     {"enkg", "extensions", "reference", "regressed", "regression"},
     {"baselines"},
-    {"verify", "ledger", "members", "checkpoint", "metrics", "report", "runner", "cli", "__main__"},
+    {"verify", "ledger", "members", "checkpoint", "metrics", "report", "runner", "arena", "cli",
+     "__main__"},
 ]
 CORE = LAYERS[0] | LAYERS[1] | {"enkg"}
 
