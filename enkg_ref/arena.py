@@ -4,7 +4,7 @@
 
 A budget is a number of forward equivalents, F = forward calls + c_vjp x forward VJPs, c_vjp being the measured cost of
 a VJP beyond the value inside it. Each method spends it by the rule of ``METHODS``; a run that diverges stays in the
-table as a failure. Intervals are bootstrap-t over items, seeds of an item kept together; differences are paired by item.
+table as a failure. Intervals are bootstrap-t over items, seeds of an item kept together; differences are paired.
 """
 
 from __future__ import annotations
