@@ -176,16 +176,14 @@ def test_both_sizes_of_the_tempered_gain_are_the_kalman_gain():
 @pytest.mark.slow
 @pytest.mark.parametrize("noise, limit", [(0.05, 0.15), (0.5, 0.15), (2.0, 0.2)])
 def test_the_tempered_step_is_calibrated_on_set_up_b(noise, limit):
-    p = linear_gaussian("B", noise=noise)
-    state = solve(method(p, 1024, 2.0, TemperedEnKG), p.forward, noise_for(p, 1024))
+    p, J = linear_gaussian("B", noise=noise), 2048
+    x = solve(method(p, J, 2.0, TemperedEnKG), p.forward, noise_for(p, J)).x
     m_p, Sigma_p = p.posterior
-    x = state.x
     error = np.linalg.norm(x.mean(0) - m_p) / np.linalg.norm(m_p)
     # expectation of the squared error under the posterior in place of one truth
     skill = np.sum((x.mean(0) - m_p) ** 2) + np.trace(Sigma_p)
-    ssr = math.sqrt(1025 / 1024 * np.sum(x.var(0)) / skill)
-    assert 0.85 <= ssr <= 1.15
-    assert error < limit * (1.5 if noise == 2.0 else 1.0)  # J = 1024 of the table's 2048
+    assert 0.85 <= math.sqrt((J + 1) / J * np.sum(x.var(0)) / skill) <= 1.15
+    assert error < limit
 
 
 # ------------------------------------------------------------------------------------------------------ diagnostics
