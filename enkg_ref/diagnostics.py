@@ -57,6 +57,38 @@ def diagnose(x, x_new, y_pred, likelihood, correction=None, alive=None):
     }
 
 
+def linear_change(y_pred, likelihood, step, alive=None):
+    """Change of the predictions that the correction implies if G o phi is affine: -w K B = -w R (B'B)/J.  (J, m)
+
+    X+ = X - w K Z lies in the span of the ensemble, so an affine map needs nothing but the predictions it already gave.
+    """
+    xp = array_namespace(y_pred)
+    if alive is not None:
+        y_pred = xp.where(alive[:, None], y_pred, ensemble_mean(y_pred, alive))
+    J, m = y_pred.shape
+    members = J if alive is None else xp.sum(xp.astype(alive, y_pred.dtype))
+    R, B = likelihood.residual(y_pred), anomalies(y_pred, alive)
+    if J <= m:
+        return -step * xp.matmul(xp.matmul(R, xp.matrix_transpose(B)), B) / members
+    return -step * xp.matmul(R, xp.matmul(xp.matrix_transpose(B), B)) / members
+
+
+def trust(expected, before, now, likelihood):
+    """Cosine, in the metric of the noise, of the expected change of the predictions and the change now - before.
+
+    1: the map was affine over the last correction; on Lorenz-96 it ranks the cosine between ensemble correction and
+    true preconditioned gradient (benchmarks/correction_quality.py). Rows that are not finite do not count.
+
+    All arrays (J, m). Returns a Python float in [-1, 1], or None if nothing moved.
+    """
+    xp = array_namespace(now)
+    change = likelihood.difference(now) - likelihood.difference(before)
+    valid = xp.all(xp.isfinite(change) & xp.isfinite(expected), axis=1)[:, None]
+    a, b = (likelihood.whiten(xp.where(valid, v, xp.zeros_like(v))) for v in (expected, change))
+    size = math.sqrt(float(xp.sum(a * a)) * float(xp.sum(b * b)))
+    return float(xp.sum(a * b)) / size if size > 0 and math.isfinite(size) else None
+
+
 def _observation_modes(b, e, members):
     """Non-zero eigenvalues (ascending) of Cw = B'B/J and kappa^2 = e' Cw^+ e, from the smaller Gram matrix."""
     b, e = to_numpy(b).astype(np.float64), to_numpy(e).astype(np.float64)[0]

@@ -27,7 +27,7 @@ from typing import Any
 
 from . import ensemble
 from ._xp import array_namespace, like, to_numpy
-from .diagnostics import diagnose
+from .diagnostics import diagnose, linear_change, trust
 from .diffusion import edm_sigmas, euler_step, flow_to_zero, initial_ensemble, inner_steps
 
 
@@ -164,7 +164,10 @@ PRESETS = {  # released configurations of the official code and of InverseBench 
 # --------------------------------------------------------------------------------------------------------- the method
 @dataclass(frozen=True)
 class State:
-    """All that a resume needs: the particles, where they stand, and the counters so far (sequential calls)."""
+    """All that a resume needs: the particles, where they stand, and the counters so far (sequential calls).
+
+    y_pred, expected : the last predictions, and their change if G o phi were affine: what `Info.trust` is taken from
+    """
 
     x: Any
     level: int = 0
@@ -173,6 +176,8 @@ class State:
     forward_calls: int = 0
     denoiser_calls: int = 0
     collapse_budget: float = 0.0
+    y_pred: Any = None
+    expected: Any = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,8 @@ class Info:
 
     Quantities before the update: misfit, mean_misfit are ||.||_Gamma^2/m of the ensemble mean and averaged over the
     particles; spread = sqrt(tr C_xx / d) of the particles, and spread_obs = tr(Gamma^-1 C_yy)/m.
+    trust says how well the linear model behind the *previous* update foretold the predictions of this one, in [-1, 1]
+    (`diagnostics.trust`); None if there was none.
     """
 
     level: int
@@ -202,6 +209,7 @@ class Info:
     failed_rows: tuple[int, ...]
     forward_calls: int
     denoiser_calls: int
+    trust: float | None = None
 
 
 @dataclass(frozen=True)
@@ -276,12 +284,14 @@ class EnKG:
         if len(failed_rows) > 0.05 * J:
             warnings.warn("more than 5 % of the members failed in one call: see `failed` in Config (shift is the safe "
                           "choice at large guidance, keep is not)", stacklevel=2)
+        trusted = None if state.expected is None else trust(state.expected, state.y_pred, y_pred, self.likelihood)
         state = dataclasses.replace(
-            state, x=x_new, updates_done=state.updates_done + 1, forward_calls=state.forward_calls + 1,
+            state, x=x_new, y_pred=xp.astype(y_pred, x.dtype), expected=self._expected(x, y_pred, measured, alive),
+            updates_done=state.updates_done + 1, forward_calls=state.forward_calls + 1,
             denoiser_calls=state.denoiser_calls + c.inner_steps(i), collapse_budget=budget)
         info = Info(level=i, update=state.update, sigma=self.sigmas[i], inner_steps=c.inner_steps(i), gamma=gamma,
                     collapse_budget=budget, stopped=stopped, failed_rows=failed_rows,
-                    forward_calls=state.forward_calls, denoiser_calls=state.denoiser_calls, **measured)
+                    forward_calls=state.forward_calls, denoiser_calls=state.denoiser_calls, trust=trusted, **measured)
 
         if state.update + 1 < c.updates and not stopped:
             return dataclasses.replace(state, update=state.update + 1), info
@@ -293,6 +303,13 @@ class EnKG:
         failed = "shift" if c.failed == "raise" else c.failed  # under "raise" no failed member comes this far
         return ensemble.correct(state.x, y_pred, self.likelihood.residual, c.step_rule(c.gamma(state.level)),
                                 alive, failed, c.guard)
+
+    def _expected(self, x, y_pred, measured, alive):
+        """Change of the predictions under the linear model of this update; None if there was no update."""
+        if measured["step"] == 0.0:
+            return None
+        expected = linear_change(y_pred, self.likelihood, measured["step"], alive)
+        return array_namespace(x).astype(expected, x.dtype)
 
     def _fitted(self, y_pred, alive):
         mean = float(self.likelihood.misfit(ensemble.ensemble_mean(y_pred, alive))[0])

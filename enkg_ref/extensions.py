@@ -55,6 +55,9 @@ class TemperedEnKG(EnKG):
         one = xp.sum(displacement * 0.0) + 1.0
         return xp.reshape(X + displacement, x.shape), Correction(h * one, one, one, one < 0.0)
 
+    def _expected(self, x, y_pred, measured, alive):
+        return None  # the step is not w K Z: no trust number
+
 
 def tempered_gain(v, b, z, h, members):
     """v (C_bb + I/h)^-1 C_bz row by row, C_bb = b'b/J, C_bz = b'z/J: the gain in whitened observation space.
