@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ._xp import array_namespace, device, like, member_normals, to_numpy
+from .likelihood import Closures
 from .reference import Reference
 from .regression import ridge_regression
 
@@ -110,10 +111,11 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     """Settings from the prior's reference, the data and the number of forward calls; nothing is tuned per problem.
 
     J = 16 up to 750 calls, 32 up to 3,000, 64 above; L = budget // J.
-    s_1 = 3 x the prior's pointwise standard deviation; s_L = max(2 sigma_y/gain, .05 standard deviations), geometric.
+    s_1 = 3 x the prior's pointwise standard deviation std, or .6 x the rms standard deviation of its leading modes
+    (sum l^2/sum l)^1/2 if that is larger; s_L = max(2 sigma_y/gain, .05 std), geometric.
     rho = 1 - J/n, n the number of modes with 99 % of the variance, in [80, 350]: n evaluations carry the regression.
-    c_R = .5, shrunk towards tr(S)/m I, towards the diagonal where some data are angles; there outliers are replaced.
-    The level is held while kappa > 4.
+    c_R = .5, shrunk towards tr(S)/m I. Where some data are angles: c_R = .25, shrunk towards the diagonal, and outliers
+    are replaced. The level is held while kappa > 4.
 
     sigma_range : (sigma_min, sigma_max) of the denoiser.  Raises ValueError if the budget is below 64 calls.
     """
@@ -122,12 +124,18 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     J = 16 if budget <= 750 else 32 if budget <= 3000 else 64
     evaluations = min(max(reference.active_modes, 80), 350)
     lowest, highest = sigma_range
-    start = min(3.0 * reference.std, highest)
-    closures = hasattr(likelihood, "phase_loss")
+    leading = math.sqrt(float(np.sum(reference.variances**2) / np.sum(reference.variances)))
+    start = min(max(3.0 * reference.std, 0.6 * leading), highest)
+    closures = isinstance(likelihood, Closures)
     return Config(
         particles=J, levels=budget // J, sigma_start=start, sigma_end=min(max(0.05 * reference.std, lowest), start),
-        memory=max(1.0 - J / evaluations, 0.3), seed=seed, shrink_to=diagonal if closures else isotropic,
-        outliers=twice_the_median if closures else None)
+        memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25 if closures else 0.5,
+        shrink_to=diagonal if closures else isotropic, outliers=twice_the_median if closures else None)
+
+
+def assumed_noise(y):
+    """Standard deviation to invert noise-free data with: 2 % of the standard deviation of y. A Gamma of 0 has no R."""
+    return 0.02 * float(np.std(y))
 
 
 # --------------------------------------------------------------------------------------------------------- the method

@@ -1,0 +1,200 @@
+"""The tables of EnKG-R, our extension (not in the paper).
+
+    python benchmarks/enkg_r.py linear-gaussian      set-up B and d = 1024, 8 levels of 32 particles, 8 seeds
+    python benchmarks/enkg_r.py navier-stokes        size 32, settings by rule; --prior, --budget, --items, --seeds
+    python benchmarks/enkg_r.py sparse | simulated   black hole: day-101 coverage and errors | 2017 array; by rule
+    python benchmarks/enkg_r.py m87                  both days, settings by rule
+
+Every run is kept in benchmarks/results/enkg_r_TABLE.json as soon as it ends; a repeated command adds the missing. CPU
+seconds are those of one thread.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from enkg_ref import Closures, Gaussian, iterate, member_normals, metrics, regressed
+from enkg_ref.reference import Reference, file_sha256, from_images
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(method, forward, event_shape, seed, dtype):
+    """Last particles, last Info, CPU seconds in all and in forward and denoiser."""
+    spent = {"forward": 0.0, "denoiser": 0.0}
+
+    def timed(name, function):
+        def call(*arguments):
+            start = time.process_time()
+            out = function(*arguments)
+            spent[name] += time.process_time() - start
+            return out
+        return call
+
+    method = dataclasses.replace(method, denoise=timed("denoiser", method.denoise))
+    start = time.process_time()
+    state = method.init(member_normals(seed, 0, method.config.particles, event_shape).astype(dtype))
+    retries = replaced = 0
+    for state, info in iterate(method, timed("forward", forward), state):
+        retries, replaced = retries + info.retries, replaced + len(info.replaced)
+    seconds = time.process_time() - start
+    return state.x, {"cpu_seconds": seconds, "forward_seconds": spent["forward"], "retries": retries,
+                     "denoiser_seconds": spent["denoiser"], "kappa": info.kappa, "noise_ratio": info.noise_ratio,
+                     "chi2_of_particles": info.mean_misfit, "replaced": replaced,
+                     "forward_calls": info.forward_calls * method.config.particles}
+
+
+def calibration(x, truth):
+    spread, skill = metrics.spread_and_skill(x, truth)
+    inside, nominal = metrics.coverage(x, truth)
+    return {"m2": float(metrics.relative_l2_of_mean(x, truth)), "m1": float(metrics.relative_l2_of_particles(x, truth)),
+            "spread": float(spread), "skill": float(skill), "coverage90": float(inside), "nominal": float(nominal),
+            "crps": float(metrics.fair_crps(x, truth))}
+
+
+def linear_gaussian(options):
+    from problems.linear_gaussian import linear_gaussian as problem_of
+
+    for d, m in ((128, 32), (1024, 128)):
+        for noise in (0.05, 0.5, 2.0):
+            for seed in range(options.seeds or 8):
+                problem = problem_of("B", noise=noise, seed=seed, d=d, m=m)
+                reference = Reference.gaussian(problem.mu, problem.Sigma)
+                config = regressed.Config(particles=32, levels=8, sigma_start=1.0, sigma_end=0.1, memory=1.0,
+                                          model_noise=1.0, seed=seed)
+                method = regressed.EnKGR(problem.denoise, Gaussian(problem.observation.y, noise), reference, config)
+
+                def work(method=method, problem=problem, seed=seed):
+                    x, facts = run(method, problem.forward, problem.event_shape, seed, "float64")
+                    m_p, _ = problem.posterior
+                    error = np.linalg.norm(x.mean(0) - m_p) / np.linalg.norm(m_p - problem.mu)
+                    return {"error_to_posterior_mean": float(error), **calibration(x, problem.truth), **facts}
+
+                yield {"d": d, "noise": noise, "seed": seed}, work
+
+
+def navier_stokes(options):
+    from problems import vorticity
+    from problems.navier_stokes import navier_stokes as problem_of
+
+    prior = options.prior or "gaussian"
+    denoise, reference, sigma_range = (_gaussian_of_fields(vorticity) if prior == "gaussian" else _shipped(prior))
+    for noise in (0.55, 0.0, 1.1):
+        for field in range(options.items or 10):
+            for seed in range(options.seeds or 1):
+                key = {"prior": prior, "noise": noise, "budget": options.budget or 1504, "item": field, "seed": seed}
+
+                def work(key=key, noise=noise, field=field, seed=seed):
+                    problem = problem_of(32, noise=noise, seed=field)
+                    y = problem.observation.y
+                    likelihood = Gaussian(y, noise or regressed.assumed_noise(y))
+                    config = regressed.settings_by_rule(reference, likelihood, key["budget"], sigma_range, seed)
+                    x, facts = run(regressed.EnKGR(denoise, likelihood, reference, config), problem.forward,
+                                   problem.event_shape, seed, "float32")
+                    return {**calibration(problem.scale * x.astype("float64"), problem.truth), **facts}
+
+                yield key, work
+
+
+def black_hole(options):
+    from problems import black_hole as source
+
+    prior = options.prior or "kerr-disc-64"
+    denoise, reference, sigma_range = _shipped(prior)
+    jobs = [(day, seed) for day in ("101", "096") for seed in range(options.seeds or 3)]
+    if options.table != "m87":
+        jobs = [(item, seed) for seed in range(options.seeds or 1) for item in range(options.items or 10)]
+    for item, seed in jobs:
+        key = {"prior": prior, "budget": options.budget or 3840, "item": item, "seed": seed}
+
+        def work(key=key, item=item, seed=seed):
+            if options.table == "m87":
+                problem = source.m87(item)
+            else:
+                coverage = "standard" if options.table == "simulated" else "m87-101"
+                problem = source.black_hole(index=item, seed=item, coverage=coverage)
+            data = problem.observation
+            likelihood = Closures(data.y, data.noise, data.angular)
+            config = regressed.settings_by_rule(reference, likelihood, key["budget"], sigma_range, seed)
+            x, facts = run(regressed.EnKGR(denoise, likelihood, reference, config), problem.forward,
+                           problem.event_shape, seed, "float32")
+            return {**problem.score(problem.scale * x + problem.shift), **facts}
+
+        yield key, work
+
+
+def _shipped(prior):
+    from onnx_priors.session import OnnxDenoiser
+
+    denoise = OnnxDenoiser(prior, threads=1)
+    reference = Reference.load(str(denoise.path).removesuffix(".onnx") + ".reference.npz", file_sha256(denoise.path))
+    return denoise, reference, (denoise.sigma_min, denoise.sigma_max)
+
+
+def _gaussian_of_fields(vorticity):
+    """The exact denoiser of a Gaussian with the moments of 6,144 training fields."""
+    fields = vorticity.fields(32, 6144, "train") / vorticity.preset(32).scale
+    reference = from_images(fields)
+
+    def denoise(x, s):  # (O1)
+        shrink = (reference.variances / (reference.variances + s * s)).astype(x.dtype)
+        return reference.along_modes(reference.coordinates(x) * shrink, x.shape) + reference.mean.astype(x.dtype)
+
+    return denoise, reference, (0.0, float("inf"))
+
+
+TABLES = {"linear-gaussian": linear_gaussian, "navier-stokes": navier_stokes, "sparse": black_hole,
+          "simulated": black_hole, "m87": black_hole}
+
+
+def show(table, rows):
+    """Means by group, as Markdown."""
+    if table in ("sparse", "simulated", "m87"):
+        print("| item | seed | " + ("diameter uas | PA deg" if table == "m87" else "aligned PSNR dB")
+              + " | chi2 cp | chi2 lca | kappa | CPU s |\n|---|---|---|---|---|---|---|" + ("---|" * (table == "m87")))
+        for r in rows:
+            what = (f"{r['ring_diameter_uas']:.1f} | {r['ring_position_angle_deg']:.0f}" if table == "m87"
+                    else f"{r['psnr_aligned']:.1f}")
+            print(f"| {r['item']} | {r['seed']} | {what} | {r['chi2_cp']:.2f} | {r['chi2_lca']:.2f} "
+                  f"| {r['kappa']:.2f} | {r['cpu_seconds']:.1f} |")
+        if table != "m87":
+            fitted = sum(max(r["chi2_cp"], r["chi2_lca"]) <= 3 for r in rows)
+            print(f"\nmedian {np.median([r['psnr_aligned'] for r in rows]):.1f} dB, fitted {fitted} of {len(rows)}")
+        return
+    names = ("d", "noise") if table == "linear-gaussian" else ("prior", "budget", "noise")
+    first = "error_to_posterior_mean" if table == "linear-gaussian" else "m2"
+    print(f"| {' | '.join(names)} | runs | {first} (sd, worst) | SSR | 90 % coverage (nominal) | kappa | CPU s "
+          "(forward, denoiser) |\n" + "|---" * (len(names) + 6) + "|")
+    for group in sorted({tuple(r[n] for n in names) for r in rows}):
+        of = [r for r in rows if tuple(r[n] for n in names) == group]
+        mean = {n: float(np.mean([r[n] for r in of])) for n in of[0] if isinstance(of[0][n], float | int)}
+        error = [r[first] for r in of]
+        print(f"| {' | '.join(map(str, group))} | {len(of)} | {mean[first]:.3f} ({np.std(error):.3f}, {max(error):.3f}) "
+              f"| {np.sqrt(mean['spread'] / mean['skill']):.2f} | {mean['coverage90']:.3f} ({mean['nominal']:.3f}) "
+              f"| {mean['kappa']:.2f} | {mean['cpu_seconds']:.1f} ({mean['forward_seconds']:.1f}, "
+              f"{mean['denoiser_seconds']:.1f}) |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=tuple(TABLES))
+    parser.add_argument("--prior", help="shipped name; navier-stokes: or gaussian")
+    for name in ("budget", "items", "seeds"):
+        parser.add_argument(f"--{name}", type=int)
+    options = parser.parse_args()
+    path = RESULTS / f"enkg_r_{options.table}.json"
+    path.parent.mkdir(exist_ok=True)
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for key, work in TABLES[options.table](options):
+        if not any(all(row.get(name) == value for name, value in key.items()) for row in rows):
+            rows.append({**key, **work()})
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+    show(options.table, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Make the Gaussian reference that EnKG-R needs of a prior, and put it beside the prior's file.
+
+    python benchmarks/make_reference.py kerr-disc-64              from images of the generator it was trained on
+    python benchmarks/make_reference.py FILE.onnx --images images.npy      (n, *event) in prior units
+    python benchmarks/make_reference.py FILE.onnx --samples 2048           from samples of the prior itself
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from enkg_ref.reference import file_sha256, from_images, from_prior
+from onnx_priors.session import OnnxDenoiser
+
+
+def training_images(name, count):
+    """Images of the distribution the shipped prior was trained on, prior units, with its symmetries."""
+    if name.startswith("kerr-disc-64"):
+        from problems import kerr_disc
+
+        x = (2.0 * kerr_disc.generate(count, 1, dtype="float32") - 1.0).astype("float32")
+        flipped = x[:, :, ::-1]
+        training = np.concatenate([x, flipped, np.swapaxes(x, 1, 2), np.rot90(x, 2, axes=(1, 2))])
+        return np.concatenate([training, (2.0 * kerr_disc.generate(256, 2, dtype="float32") - 1.0).astype("float32")])
+    if name.startswith("navier-stokes-"):
+        from problems import vorticity
+
+        size = int(name.rsplit("-", 1)[1])
+        return (vorticity.fields(size, count, "train") / vorticity.preset(size).scale).astype("float32")
+    raise SystemExit(f"images: got nothing for prior {name}, expected --images FILE.npy or --samples N")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prior")
+    parser.add_argument("--images", help=".npy file, prior units; the last 256 are held out for the error table")
+    parser.add_argument("--samples", type=int, help="use so many samples of the prior instead of images")
+    parser.add_argument("--count", type=int, default=6000, help="images to generate for a shipped prior")
+    parser.add_argument("--modes", type=int, default=512)
+    options = parser.parse_args()
+    denoise = OnnxDenoiser(options.prior, threads=1)
+    sha = file_sha256(denoise.path)
+    gaussian = "gaussian" in options.prior
+    if options.samples:
+        made = from_prior(denoise, denoise.event_shape, denoise.sigma_max, denoise.sigma_min, options.samples,
+                          modes=options.modes, prior_sha256=sha)
+    else:
+        images = np.load(options.images) if options.images else training_images(options.prior, options.count)
+        made = from_images(images, None if gaussian else denoise, modes=options.modes, prior_sha256=sha)
+    path = Path(denoise.path).with_suffix("").with_suffix(".reference.npz")
+    made.save(path)
+    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, std {made.std:.4g}, {made.variances.size} modes, "
+          f"{made.active_modes} with 99 % of the variance, rest {made.rest:.3g}")
+    for s, row in zip(made.table_sigmas, [] if made.table is None else made.table):
+        print(f"  sigma {s:8.4f}   r of the first 16 modes {row[:16].mean():.2f}, of all {row[:-1].mean():.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""EnKG-R, the Gaussian reference of a prior: (E1), (E2), files and their checks."""
+
+import numpy as np
+import pytest
+
+from enkg_ref.reference import Reference, from_images, from_prior
+
+
+def _gaussian(d=12, seed=0):
+    rng = np.random.default_rng(seed)
+    Q = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    variances = 1.0 / (1.0 + np.arange(d))
+    return Reference(rng.standard_normal(d), Q, variances)
+
+
+def test_images_of_a_gaussian_give_its_moments_and_an_error_ratio_of_one():
+    truth, n = _gaussian(), 20_000
+    images = truth.start(np.random.default_rng(1).standard_normal((n, 12)))
+
+    def denoise(x, s):  # (O1)
+        a = truth.coordinates(x) * truth.variances / (truth.variances + s * s)
+        return truth.mean + truth.along_modes(a, x.shape)
+
+    made = from_images(images, denoise, sigmas=[0.1, 1.0, 10.0], held_out=5000)
+    covariance, expected = ((r.modes * r.variances) @ r.modes.T for r in (made, truth))
+    sd = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / (n - 5000))
+    assert np.all(np.abs(covariance - expected) < 5 * sd)
+    assert np.all(np.abs(made.mean - truth.mean) < 5 * np.sqrt(np.diag(expected) / (n - 5000)))
+    # mean square over 5000 draws and nine modes: standard error below .02, and the reference is itself estimated
+    assert np.all(made.table[:, :-1] > 0.93) and made.table.max() <= 1.0
+
+
+def test_the_conditional_variances_are_interpolated_in_the_logarithm_of_the_level():
+    reference = _gaussian(3)
+    table = np.array([[0.2, 0.4, 0.6, 1.0], [0.8, 0.6, 1.0, 1.0]])
+    tabled = Reference(reference.mean, reference.modes, reference.variances, 0.0, [0.1, 10.0], table)
+    for s, ratio in ((0.1, table[0]), (10.0, table[1]), (1.0, table.mean(0)), (0.01, table[0]), (99.0, table[1])):
+        plain = reference.variances * s * s / (reference.variances + s * s)
+        np.testing.assert_allclose(tabled.conditional(s)[0], ratio[:3] * plain, rtol=1e-12)
+        np.testing.assert_allclose(reference.conditional(s)[0], plain, rtol=1e-15)
+
+
+def test_fewer_modes_keep_the_total_variance_of_the_prior_and_nearly_that_of_a_level():
+    whole = _gaussian(40)
+    part = whole.leading(25)
+    assert part.variances.size == 25 and np.isclose(part.std, whole.std, rtol=1e-12)
+    open_variances = [r.total_variance(*r.conditional(0.2)) for r in (part, whole)]
+    assert np.isclose(*open_variances, rtol=0.01)
+
+
+def test_the_start_has_the_moments_of_the_reference_rest_included():
+    reference = _gaussian(6).leading(3)
+    J = 200_000
+    x = reference.start(np.random.default_rng(2).standard_normal((J, 6)))
+    V = reference.modes
+    expected = (V * reference.variances) @ V.T + reference.rest * (np.eye(6) - V @ V.T)
+    sd = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / J)
+    assert np.all(np.abs(np.cov(x.T) - expected) < 4.5 * sd)
+
+
+def test_a_saved_reference_comes_back_with_orthonormal_modes_to_half_precision(tmp_path):
+    reference = _gaussian(64)
+    reference.save(tmp_path / "a.npz")
+    loaded = Reference.load(tmp_path / "a.npz")
+    np.testing.assert_allclose(loaded.modes.T @ loaded.modes, np.eye(64), atol=1e-12)
+    # float16 rounds entries by 2^-11 relative; the orthonormal columns move by no more than that in norm, times few
+    assert np.max(np.sqrt(np.sum((loaded.modes - reference.modes) ** 2, axis=0))) < 5e-3
+    np.testing.assert_allclose(loaded.conditional(0.3)[0], reference.conditional(0.3)[0], rtol=1e-6)
+
+
+def test_a_missing_file_or_the_reference_of_another_prior_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="reference: .* does not exist; enkg-r needs the Gaussian reference"):
+        Reference.load(tmp_path / "none.npz")
+    _gaussian().save(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="was made for the prior with sha256"):
+        Reference.load(tmp_path / "a.npz", "0123")
+
+
+def test_a_reference_made_from_the_samples_of_a_prior_has_its_variances():
+    variances = np.array([1.0, 0.25, 0.04])
+    made = from_prior(lambda x, s: x * (variances / (variances + s * s)).astype(x.dtype), (3,), 20.0, 0.01, count=2000,
+                      steps=60, dtype="float64")
+    # 1,500 samples: standard error 4 %; 60 Euler steps: some percent more
+    np.testing.assert_allclose(made.variances, variances, rtol=0.2)
+
+
+@pytest.mark.parametrize("change,message", [({"modes": np.ones((12, 3))}, "modes: got shape"),
+                                            ({"modes": np.ones((12, 12))}, "not orthonormal"),
+                                            ({"variances": -np.ones(12)}, "variances: got a negative")])
+def test_a_reference_that_is_none_is_refused(change, message):
+    good = _gaussian()
+    with pytest.raises(ValueError, match=message):
+        Reference(**{"mean": good.mean, "modes": good.modes, "variances": good.variances, **change})
