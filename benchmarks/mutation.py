@@ -1,0 +1,178 @@
+"""Do the tests notice? One-token mutations of the equations, each run against a fast subset of the tests.
+
+    python benchmarks/mutation.py [--count 64] [--minutes 60]
+
+The mutants are generated from the syntax tree of the files below: + <-> -, * <-> /, > <-> >=, < <-> <=, a dropped
+minus, a doubled constant, a dropped transpose, an anomaly replaced by the field itself, sin <-> cos, members - 1 for
+members. Default values, docstrings and error messages are not touched. ``--count`` of them are taken at equal steps
+over the list of all, so that nobody chooses. Each is applied in a temporary copy; the first failing test kills it.
+Writes results/mutation.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE_TESTS = ("paper_equations", "likelihood", "schedule", "counts", "masked_update", "parity_switches", "edge_cases",
+              "theory_linear", "invariances")
+VLBI_TESTS = ("black_hole_forward", "black_hole_metrics", "black_hole_observation")
+TARGETS = {  # file: (functions whose equations are mutated, or None for all; tests)
+    "enkg_ref/ensemble.py": (None, CORE_TESTS),
+    "enkg_ref/diffusion.py": (None, CORE_TESTS),
+    "enkg_ref/likelihood.py": (None, CORE_TESTS),
+    "enkg_ref/enkg.py": (None, CORE_TESTS),
+    "problems/black_hole.py": (("fourier_table",), VLBI_TESTS),
+    "problems/vlbi.py": (("thermal_sigma", "wrap", "closure_phases", "log_closure_amplitudes", "closure_sigmas",
+                          "chi2_visibility", "chi2_amplitude", "chi2_phase", "chi2_log_amplitude", "sidereal_time",
+                          "station_uv"), VLBI_TESTS),
+}
+SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+         ast.Lt: ast.LtE, ast.LtE: ast.Lt}
+NAMES = {"sin": "cos", "cos": "sin"}
+
+
+def mutations(source, functions=None):
+    """(description, mutated source) of every one-token mutation of the function bodies of a file."""
+    tree = ast.parse(source)
+    for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda)]:
+        if isinstance(function, ast.FunctionDef) and functions is not None and function.name not in functions:
+            continue
+        if isinstance(function, ast.Lambda) and functions is not None:
+            continue
+        body = function.body if isinstance(function.body, list) else [function.body]
+        for statement in body:
+            if not isinstance(statement, ast.FunctionDef):
+                yield from _of_statement(tree, source, statement)
+
+
+def _of_statement(tree, source, statement):
+    skipped = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments):  # messages and defaults are not equations
+            skipped |= {id(n) for n in ast.walk(node)}
+        calls_warn = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("warn")
+        if calls_warn or isinstance(node, ast.Subscript):
+            skipped |= {id(n) for n in ast.walk(node.args[0] if calls_warn else node.slice)}
+    for node in ast.walk(statement):
+        if id(node) in skipped or isinstance(node, ast.FunctionDef | ast.Lambda):
+            continue
+        for label, change in _changes(node):
+            saved = copy.copy(node.__dict__)
+            kind = node.__class__
+            before = ast.get_source_segment(source, node) or ast.unparse(node)
+            change(node)
+            text = ast.unparse(tree)
+            node.__class__ = kind
+            node.__dict__.clear()
+            node.__dict__.update(saved)
+            yield f"line {node.lineno}: {label}  in  {' '.join(before.split())[:70]}", text
+
+
+def _changes(node):
+    if isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
+        swapped = SWAPS[type(node.op)]
+        yield f"{type(node.op).__name__} -> {swapped.__name__}", lambda n: setattr(n, "op", swapped())
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+        swapped = SWAPS[type(node.ops[0])]
+        yield f"{type(node.ops[0]).__name__} -> {swapped.__name__}", lambda n: setattr(n, "ops", [swapped()])
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        yield "minus dropped", lambda n: setattr(n, "op", ast.UAdd())
+    if isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value not in (0.0,):
+        yield f"{node.value} doubled", lambda n: setattr(n, "value", 2 * n.value)
+    if isinstance(node, ast.Call):
+        name = ast.unparse(node.func).split(".")[-1]
+        if name in NAMES and isinstance(node.func, ast.Attribute):
+            yield f"{name} -> {NAMES[name]}", lambda n: setattr(
+                n, "func", ast.Attribute(n.func.value, NAMES[name], ast.Load()))
+        if name in ("matrix_transpose", "anomalies", "conj"):
+            argument = node.args[0]
+
+            def replace(n):
+                n.__class__ = argument.__class__
+                n.__dict__.update(copy.copy(argument.__dict__))
+
+            yield f"{name} dropped", replace
+    if isinstance(node, ast.Name) and node.id == "members" and isinstance(node.ctx, ast.Load):
+        def less(n):
+            n.__class__ = ast.BinOp
+            n.__dict__.update(left=ast.Name("members", ast.Load()), op=ast.Sub(), right=ast.Constant(1))
+
+        yield "members - 1", less
+
+
+def run(folder, path, text, tests, seconds):
+    """The first failing test, "time" if the tests do not end, or None: the mutant survives."""
+    target = folder / path
+    original = target.read_text(encoding="utf-8")
+    target.write_text(text, encoding="utf-8")
+    try:
+        shown = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "--no-header",
+             "-k", "not torch and not jax and not strict", *(f"tests/test_{name}.py" for name in tests)],
+            cwd=folder, capture_output=True, text=True, timeout=seconds,
+            env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"})
+    except subprocess.TimeoutExpired:
+        return "time"
+    finally:
+        target.write_text(original, encoding="utf-8")
+    if shown.returncode == 0:
+        return None
+    failed = [line for line in shown.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0].split(" ")[1].split(" - ")[0] if failed else "collection"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop after this time and say how far it came")
+    parser.add_argument("--list", action="store_true", help="show the mutants and run none")
+    options = parser.parse_args()
+    every = [(path, label, text, tests) for path, (functions, tests) in TARGETS.items()
+             for label, text in mutations((ROOT / path).read_text(encoding="utf-8"), functions)]
+    every = [m for m in every if m[2] != ast.unparse(ast.parse((ROOT / m[0]).read_text(encoding="utf-8")))]
+    chosen = [every[k * len(every) // options.count] for k in range(min(options.count, len(every)))]
+    # the order of a fixed shuffle: an interrupted run is a fair sample too
+    chosen = [chosen[k * 37 % len(chosen)] for k in range(len(chosen))] if len(chosen) % 37 else chosen
+    if options.list:
+        print("\n".join(f"{path} {label}" for path, label, *_ in chosen), f"\n{len(every)} in all")
+        return
+    started, lines, survivors = time.monotonic(), [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("enkg_ref", "problems", "onnx_priors", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.onnx", "runs"))
+        shutil.copy(ROOT / "setup.cfg", folder)
+        for tests in (CORE_TESTS, VLBI_TESTS):
+            path = next(p for p, entry in TARGETS.items() if entry[1] is tests)
+            broken = run(folder, path, (folder / path).read_text(encoding="utf-8"), tests, 600)
+            if broken:
+                raise SystemExit(f"tests: {broken} fails without a mutation, expected a green subset")
+        for path, label, text, tests in chosen:
+            if time.monotonic() - started > 60 * options.minutes:
+                break
+            killer = run(folder, path, text, tests, 300)
+            lines.append(f"{'survived' if killer is None else 'killed':8}  {path} {label}   {killer or ''}".rstrip())
+            survivors += [lines[-1]] if killer is None else []
+            print(lines[-1], flush=True)
+    killed = len(lines) - len(survivors)
+    head = [f"{killed} of {len(lines)} mutants killed ({100 * killed / max(len(lines), 1):.1f} %); {len(every)} "
+            f"possible, {len(chosen)} chosen at equal steps, {len(lines)} run; python benchmarks/mutation.py", ""]
+    out = Path(__file__).parent / "results" / "mutation.txt"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text("\n".join([*head, "Survivors:", *(survivors or ["none"]), "", "All:", *sorted(lines)]) + "\n",
+                   encoding="utf-8")
+    print(head[0])
+
+
+if __name__ == "__main__":
+    main()
