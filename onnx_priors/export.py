@@ -6,6 +6,7 @@ export uses private parts of torch (``torch._decomp``, ``_allow_non_fake_inputs`
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import tempfile
@@ -16,7 +17,6 @@ import numpy as np
 from onnx_priors.manifest import encode_metadata, model_shape
 
 OPSET = 20
-EXAMPLE_BATCH = 4  # a batch of 1 would be specialised to a constant
 CHECK_BATCHES = (1, 2, 7)  # none is the example's: a frozen batch axis cannot pass
 TOLERANCE = 1e-5  # of max(1, max |reference|): float32 operators in another order
 
@@ -41,7 +41,7 @@ def export_denoiser(module, path, event_shape, metadata):
     """
     module = _frozen(module)
     properties = encode_metadata({**metadata, "event_shape": event_shape})
-    x, sigma, _ = _samples(EXAMPLE_BATCH, event_shape, properties)
+    x, sigma, _ = _samples(_example_batch(module, event_shape), event_shape, properties)
     return _write_checked(module, (x, sigma), ["denoised"], path, event_shape, properties,
                           lambda x, sigma, v: (module(x, sigma),))
 
@@ -51,8 +51,10 @@ def export_vjp(module, path, event_shape, metadata):
 
     The pullback is traced to ATen operators with a symbolic batch; the backward operators that ONNX lacks are
     decomposed, that of the convolution by our own rule (input gradient only, a transposed convolution). Covered:
-    convolutions with zero or circular padding, Linear, GroupNorm, LayerNorm, SiLU, softmax, elementwise operators,
-    expand + reshape, nearest upsampling by integer factors. The file has standard operators only.
+    convolutions, plain and transposed, with zero or circular padding; Linear, GroupNorm, LayerNorm, SiLU, GELU, ReLU,
+    softmax attention; elementwise operators; expand + reshape, pixel (un)shuffle, nearest upsampling by whole factors.
+    Not covered: average pooling, and Linear or matmul of a transposed or chunked view (call ``contiguous()`` first).
+    The file has standard operators only.
 
     Parameters, return value and errors as :func:`export_denoiser`; the deviation is the larger one of D and J_D^T v.
     """
@@ -67,7 +69,7 @@ def export_vjp(module, path, event_shape, metadata):
             denoised, pullback = torch.func.vjp(lambda z: module(z, sigma), x)
         return denoised, pullback(v)[0]
 
-    example = _samples(EXAMPLE_BATCH, event_shape, properties)
+    example = _samples(_example_batch(module, event_shape), event_shape, properties)
     trace = make_fx(pull_back, tracing_mode="symbolic", decomposition_table=_backward_rules(),
                     _allow_non_fake_inputs=True)
     graph = trace(*example).eval()
@@ -103,6 +105,12 @@ def _frozen(module):
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
+
+
+def _example_batch(module, event_shape):
+    """Batch size of the example: symbolic tracing takes axes of equal size for one, and 1 for a constant."""
+    sizes = {n for t in (*module.parameters(), *module.buffers()) for n in t.shape} | set(model_shape(event_shape))
+    return next(n for n in itertools.count(13, 2) if n not in sizes)
 
 
 def _samples(batch, event_shape, properties, seed=0):
@@ -156,13 +164,14 @@ def _backward_rules():
                                 aten.native_layer_norm_backward])
 
     def convolution_backward(grad, x, weight, bias, stride, padding, dilation, transposed, _, groups, mask):
-        if transposed or mask[1] or mask[2]:
-            raise NotImplementedError("the VJP export covers plain convolutions with frozen weights")
-        # The forward convolution ignores up to stride - 1 trailing samples; output padding gives them back.
-        covered = [(int(m) - 1) * s - 2 * p + d * (int(k) - 1) + 1
-                   for m, k, s, p, d in zip(grad.shape[2:], weight.shape[2:], stride, padding, dilation)]
-        extra = [int(n) - c for n, c in zip(x.shape[2:], covered)]
-        grad_x = aten.convolution.default(grad, weight, None, stride, padding, dilation, True, extra, groups)
+        assert not (mask[1] or mask[2]), "frozen weights ask for no gradient"
+        extra = [0] * len(stride)
+        if not transposed:
+            # The forward convolution ignores up to stride - 1 trailing samples; output padding gives them back.
+            covered = [(int(m) - 1) * s - 2 * p + d * (int(k) - 1) + 1
+                       for m, k, s, p, d in zip(grad.shape[2:], weight.shape[2:], stride, padding, dilation)]
+            extra = [int(n) - c for n, c in zip(x.shape[2:], covered)]
+        grad_x = aten.convolution.default(grad, weight, None, stride, padding, dilation, not transposed, extra, groups)
         return grad_x, None, None
 
     def upsample_nearest2d_backward(grad, output_size, input_size, scales_h=None, scales_w=None):
