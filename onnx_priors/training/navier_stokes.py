@@ -1,0 +1,156 @@
+"""Train and write a vorticity prior, ``navier-stokes-32`` or ``navier-stokes-64``.
+
+    python -m onnx_priors.training.navier_stokes --size 32 --work DIR --out onnx_priors/weights/navier-stokes-32.onnx
+
+makes the fields (once, kept in DIR), trains, exports, enters the file in the manifest and prints the error table. It
+may be stopped and started again; ``--export-only`` writes what the last checkpoint holds. The Gaussian with the
+moments of the same fields is written beside the prior (``navier-stokes-32-gaussian.onnx``) for comparisons. Needs the
+``train`` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from onnx_priors import export
+from onnx_priors.manifest import register_prior
+from onnx_priors.training import edm
+from problems import vorticity
+
+COUNTS = {32: 20_000, 64: 12_000, 128: 4_000}  # training fields
+HELD_OUT_COUNT = 512
+# noise levels in units of the fields' standard deviation, at which the error is reported
+RELATIVE_SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 3.0, 10.0)
+NETWORKS = {  # pixels per patch, channels per level
+    32: {"patch": 2, "channels": (32, 64, 128), "blocks": (1, 1, 1)},
+    64: {"patch": 4, "channels": (64, 128), "blocks": (1, 1)},
+    128: {"patch": 4, "channels": (32, 64, 128), "blocks": (1, 1, 1)},
+}
+
+
+def field_set(work, size, split, count, fft):
+    """(count, n, n) float32, prior units, made once and kept in ``work``; fields the solver gave up are left out."""
+    path = Path(work) / f"vorticity-{size}-{split}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blocks = [vorticity.fields(size, min(256, count - k), split, first=k, fft=fft) for k in range(0, count, 256)]
+        np.save(path, np.concatenate(blocks))
+    omega = np.load(path)[:count]
+    return omega[np.all(np.isfinite(omega), axis=(1, 2))] / np.float32(vorticity.preset(size).scale)
+
+
+def symmetry(x, k, shift):
+    """A symmetry of the forced flow, x (J, n, n): 16 classes k of (turn, reflection, shift in y), and any ``shift``
+    in x.
+    """
+    n = x.shape[-1]
+    if k & 1:  # omega(-x, -y)
+        x = torch.roll(torch.flip(x, (-2, -1)), (1, 1), (-2, -1))
+    if k & 2:  # -omega(-x, y + n/8)
+        x = -torch.roll(torch.flip(x, (-2,)), (1, -(n // 8)), (-2, -1))
+    return torch.roll(x, (shift, (k >> 2) * n // 4), (-2, -1))
+
+
+def draws(fields):
+    """(count, generator) -> fields under random symmetries, another one for each eighth of the batch."""
+    fields = torch.from_numpy(fields)
+
+    def draw(count, generator):
+        parts = fields[torch.randint(len(fields), (count,), generator=generator)].chunk(8)
+        classes = torch.randint(16, (len(parts),), generator=generator).tolist()
+        shifts = torch.randint(fields.shape[-1], (len(parts),), generator=generator).tolist()
+        return torch.cat([symmetry(x, k, shift) for x, k, shift in zip(parts, classes, shifts)])[:, None]
+
+    return draw
+
+
+def build(fields, size, seed=0):
+    """The untrained denoiser around the Gaussian of the training fields (mean profile, power spectrum)."""
+    profile, _ = vorticity.moments(fields)
+    gaussian = edm.FourierGaussian.fit(fields[:, None], np.tile(profile, (1, size, 1)))
+    torch.manual_seed(seed)
+    # the learned map after the first convolution tells the network where the forcing is
+    network = edm.UNet(features=2, outputs=1, size=(size, size), circular=True, position=True, **NETWORKS[size])
+    return edm.Denoiser(gaussian, network)
+
+
+def error_table(average, clean, deviation):
+    """Markdown table of held-out mean squared errors, network and Wiener, sigma in units of ``deviation``."""
+    sigmas = [s * deviation for s in RELATIVE_SIGMAS]
+    network, wiener = (edm.denoising_errors(d, clean, sigmas) for d in (average, average.gaussian))
+    lines = ["| sigma / std | " + " | ".join(f"{s:g}" for s in RELATIVE_SIGMAS) + " |",
+             "|---" * (len(sigmas) + 1) + "|"]
+    for name, values in (("network", network), ("Wiener", wiener)):
+        lines.append(f"| {name} | " + " | ".join(f"{e:.3g}" for e in values) + " |")
+    lines.append("| ratio | " + " | ".join(f"{a / b:.3f}" for a, b in zip(network, wiener)) + " |")
+    return "\n".join(lines)
+
+
+def write(denoiser, path, size, count, command, **more):
+    """Export the denoiser and its Gaussian, and enter both in the manifest beside them."""
+    path, own = Path(path), vorticity.preset(size)
+    facts = {
+        "sigma_min": edm.SIGMA_MIN, "sigma_max": edm.SIGMA_MAX, "sigma_data": round(denoiser.gaussian.deviation, 6),
+        "units": f"vorticity, Re = {own.flow.reynolds:g}, {size} x {size} points, y along the last axis",
+        "normalisation": f"x = vorticity / {own.scale:g}",
+        "data": f"stand-in fields: Gaussian random field evolved for five time units; {count} fields of "
+                f"problems.vorticity.fields({size}, split='train', seed=0)",
+        "data_licence": "MIT (generated by this project)", "weight_licence": "MIT", "training_command": command,
+        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "torch", "onnx", "onnxscript")},
+    }
+    gaussian = path.with_name(f"{path.stem}-gaussian.onnx")
+    for module, file, form, extra in (
+        (denoiser, path, "Wiener denoiser + posterior deviation x U-Net, inside the graph", more),
+        (denoiser.gaussian, gaussian, "Wiener denoiser: mean profile and power spectrum", {}),
+    ):
+        export.export_denoiser(module, file, (size, size), {**facts, "parametrisation": form, **extra})
+        register_prior(file.stem, file, manifest=file.parent / "manifest.json")
+
+
+def main(arguments=None):
+    summary = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m onnx_priors.training.navier_stokes", description=summary)
+    parser.add_argument("--size", type=int, choices=NETWORKS, required=True)
+    parser.add_argument("--out", required=True, help="ONNX file to write")
+    parser.add_argument("--work", required=True, help="directory for fields and checkpoint")
+    parser.add_argument("--images", type=int, default=400_000, help="fields to be seen (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights and training noise")
+    parser.add_argument("--fft", default="scipy", help="FFT that makes the fields: scipy, ducc0 or pyfftw")
+    parser.add_argument("--export-only", action="store_true", help="write the last checkpoint, do not train")
+    options = parser.parse_args(arguments)
+
+    torch.set_num_threads(1)
+    fields = field_set(options.work, options.size, "train", COUNTS[options.size], options.fft)
+    clean = torch.from_numpy(field_set(options.work, options.size, "validation", HELD_OUT_COUNT, options.fft))[:, None]
+    denoiser = build(fields, options.size, options.seed)
+    deviation = float(clean.std())
+    sigmas = [s * deviation for s in RELATIVE_SIGMAS]
+    some = clean[:96]
+    wiener = edm.denoising_errors(denoiser.gaussian, some, sigmas)
+
+    def evaluate(average):
+        errors = edm.denoising_errors(average, some, sigmas)
+        return "MSE/Wiener " + " ".join(f"{s:g}:{a / b:.3f}" for s, a, b in zip(RELATIVE_SIGMAS, errors, wiener))
+
+    if options.export_only:
+        average, steps, spent = edm.load_average(denoiser, options.work)
+        seen = steps * edm.BATCH
+    else:
+        average, spent = edm.train(denoiser, draws(fields), images=options.images, work=options.work,
+                                   seed=options.seed, log_sigma=(-1.4, 1.2), evaluate=evaluate)
+        seen = options.images
+    command = (f"python -m onnx_priors.training.navier_stokes --size {options.size} --out {Path(options.out).name} "
+               f"--work DIR --images {seen} --seed {options.seed}")
+    write(average, options.out, options.size, len(fields), command, images_seen=seen, cpu_minutes=round(spent / 60, 1))
+    print(error_table(average, clean, deviation))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
