@@ -96,7 +96,8 @@ def figure(rows, path, rho):
                                     and r["shrink"] == shrink]) for s in SIGMAS for J in SIZES] for T in HORIZONS])
         image = ax.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         for (i, j), value in np.ndenumerate(table):
-            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="w" if value < 0.6 else "k")
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, rotation=90,
+                    color="w" if value < 0.6 else "k")
         ax.set_yticks(range(3), [f"T = {T}" for T in HORIZONS])
         ax.set_xticks(np.arange(4) * 4 + 1.5, [f"sigma {s:g}\nspread {min(s, 2) * shrink:g}" for s in SIGMAS],
                       fontsize=8)
