@@ -84,7 +84,7 @@ def show(table, rows):
                   f"| {r['cpu_seconds']:.0f} |")
         return
     by_prior = {prior: {r["item"]: r for r in rows if r["prior"] == prior} for prior in PRIORS}
-    print("| prior | images | aligned PSNR (dB): median (min .. max) | chi2 cp, lca: median | both <= 2 | <= 3 | CPU s |")
+    print("| prior | images | aligned PSNR (dB): median (min .. max) | chi2 cp, lca: median | <= 2 | <= 3 | CPU s |")
     print("|---|---|---|---|---|---|---|")
     for prior, found in by_prior.items():
         psnr = [r["psnr_aligned"] for r in found.values()]

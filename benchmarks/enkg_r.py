@@ -39,7 +39,8 @@ def run(method, forward, event_shape, seed, dtype):
     start = time.process_time()
     state = method.init(member_normals(seed, 0, method.config.particles, event_shape).astype(dtype))
     retries = replaced = 0
-    for state, info in iterate(method, timed("forward", forward), state):
+    levels = iterate(method, timed("forward", forward), state)
+    for state, info in levels:
         retries, replaced = retries + info.retries, replaced + len(info.replaced)
     seconds = time.process_time() - start
     return state.x, {"cpu_seconds": seconds, "forward_seconds": spent["forward"], "retries": retries,

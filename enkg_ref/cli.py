@@ -216,7 +216,7 @@ def _enkg_r(options, problem, denoise, likelihood, seed):
 
 METHODS = {
     "enkg": (EnKG, _enkg, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175"),
-    "enkg-r": (regressed.EnKGR, _enkg_r, "our extension, not in the paper: regressed sensitivities; REGRESSED.md"),
+    "enkg-r": (regressed.EnKGR, _enkg_r, "our extension, not in the paper: regressed sensitivities"),
 }
 
 

@@ -11,7 +11,7 @@ with zeta ~ N(0, C_s), C_s the conditional covariance of the reference (E1), e ~
 linear-Gaussian problem is a fixed point of every level (E7). Values of G and D only, no derivative of either.
 
 Observations are whitened differences d = Gamma^-1/2 (g - y) throughout, angles wrapped around the data: the datum is 0
-and its covariance 1, whatever the likelihood. `REGRESSED.md` states what is exact, what is measured, and what fails.
+and its covariance 1, whatever the likelihood.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class _OnnxPrior:
             rows = np.ones(J, dtype=bool)
             for a in arrays:
                 good = xp.isfinite(a.reshape(J, math.prod(self.event_shape))).all(axis=1)
-                rows &= good if xp is np else xp.asnumpy(good)
+                rows &= to_numpy(good)
             return rows
 
         good = finite(outputs)

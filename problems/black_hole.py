@@ -30,7 +30,7 @@ HELD_OUT_SEED = 20250611
 COVERAGES = ("standard", "sgra", "m87-101", "m87-096")
 NOISE_MODES = ("vis_thermal", "gaussian", "eht")
 PRIOR = "kerr-disc-64"
-DEFAULTS = {"particles": 128, "steps": 40, "updates": 1, "guidance": 2.0, "start": 0.1, "end": 0.1}
+DEFAULTS = {"particles": 128, "steps": 40, "updates": 2, "guidance": 2.0, "start": 0.1, "end": 0.1}
 """Window 0.1/0.1: levels 5..35. Guidance 3.5, held constant, diverged in every trial, to peaks of 1e3 without a NaN."""
 
 
