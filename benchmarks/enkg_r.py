@@ -40,7 +40,7 @@ def run(method, forward, event_shape, seed, dtype):
     state = method.init(member_normals(seed, 0, method.config.particles, event_shape).astype(dtype))
     retries = replaced = 0
     levels = iterate(method, timed("forward", forward), state)
-    for state, info in levels:
+    for state, info in levels:  # noqa: B007 - the last state is the answer
         retries, replaced = retries + info.retries, replaced + len(info.replaced)
     seconds = time.process_time() - start
     return state.x, {"cpu_seconds": seconds, "forward_seconds": spent["forward"], "retries": retries,
