@@ -126,7 +126,9 @@ def test_one_step_from_a_common_state_is_the_same_on_every_backend(backend):
         for dtype, tolerance in (("float64", 1e-10), ("float32", 1e-4)):
             if dtype == "float64" and not backend.float64:
                 continue
-            here = dataclasses.replace(state, x=backend.array(state.x, dtype))
+            arrays = {name: value if value is None else backend.array(value, dtype)
+                      for name in ("x", "y_pred", "expected") for value in [getattr(state, name)]}
+            here = dataclasses.replace(state, **arrays)
             after, info = step(METHOD, here, forward)
             assert after.x.dtype == here.x.dtype and device(after.x) == device(here.x)
             scale = np.max(np.abs(expected.x))
