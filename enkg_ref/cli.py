@@ -61,6 +61,26 @@ def _linear_gaussian(options):
     return linear_gaussian(options.setup, noise=options.noise, seed=options.item or 0)
 
 
+def _navier_stokes(options):
+    from problems.navier_stokes import navier_stokes
+
+    truth = None if options.truth is None else _array(options.truth, "truth")
+    y = None if options.observation is None else _array(options.observation, "observation")
+    problem = navier_stokes(size=options.size, noise=options.noise or 0.0, seed=options.item or 0, truth=truth,
+                            observation=y, **_given(options, "data_solver", "fft"))
+    if options.noise:
+        return problem
+    for name in ("stop", "step_rule"):
+        if getattr(options, name) in ("mean", "particle", "tempered"):
+            raise UsageError(f"{name}: got {getattr(options, name)} with noise-free data, expected --noise above 0")
+    if options.method == "enkg-r":  # it weighs model against measurement: without any noise there is nothing to weigh
+        noise = regressed.assumed_noise(problem.observation.y)
+        notes = f"{problem.notes} The noise-free data were inverted with an assumed noise of {noise:.3g}."
+        return dataclasses.replace(problem, notes=notes,
+                                   observation=dataclasses.replace(problem.observation, noise=noise))
+    return problem
+
+
 def _own(options):
     """The user's forward model between a prior file and a data file."""
     for name in ("prior", "observation", "noise"):
@@ -82,6 +102,7 @@ def _own(options):
 PROBLEMS = {
     "m87": (_m87, "M87* from the EHT data of 11 (--day 101) or 6 April 2017 (--day 096)"),
     "black-hole": (_black_hole, "black-hole imaging: simulated, or --observation FILE (CSV, UVFITS)"),
+    "navier-stokes": (_navier_stokes, "initial vorticity from a later, sparse, noisy one: --size 32, 64 or 128"),
     "linear-gaussian": (_linear_gaussian, "exact posterior known: --setup A, B or LG6 (verification)"),
 }
 
@@ -151,12 +172,22 @@ def build_problem(options):
 
 
 def build_prior(options, problem, threads=None):
-    """(name, Denoise): the problem's own exact denoiser, a shipped prior by name, or an .onnx file."""
+    """(name, Denoise): the problem's own exact denoiser, its Gaussian, a shipped prior by name, or an .onnx file."""
     name = options.prior or problem.prior
     if name is None:
         if not hasattr(problem, "denoise"):
-            raise UsageError("prior: got nothing, expected --prior NAME or FILE.onnx")
+            trained = "" if problem.moments is None else (
+                f", trained with python -m onnx_priors.training.navier_stokes --size {problem.event_shape[0]}, "
+                "or --prior gaussian")
+            raise UsageError(f"prior: got nothing, expected --prior NAME or FILE.onnx{trained}")
         return "exact", problem.denoise
+    if name == "gaussian":
+        if problem.moments is None:
+            raise UsageError(f"prior: got gaussian, which problem {problem.name} does not have, expected a shipped "
+                             "prior by name or an .onnx file")
+        from onnx_priors.analytic import StationaryGaussianPrior
+
+        return name, StationaryGaussianPrior(*problem.moments()).denoise
     from onnx_priors.session import OnnxDenoiser
 
     denoise = OnnxDenoiser(name, device=options.device, threads=threads, **_given(options, "chunk"))
@@ -229,6 +260,9 @@ def build_reference(options, problem):
         return Reference.gaussian(problem.mu, problem.Sigma)
     from onnx_priors.manifest import WEIGHTS, read_manifest, resolve
 
+    if name == "gaussian":
+        raise UsageError("reference: got prior gaussian, which has none, expected another prior or --reference "
+                         "FILE.npz")
     if name not in read_manifest():
         raise UsageError(f"reference: got nothing for prior {name}, expected --reference FILE.npz, made by "
                          "enkg_ref.reference.from_images or from_prior")
@@ -319,6 +353,7 @@ def solve(options):
         "ensembles": options.ensembles, "config": config.describe(), "metrics": score(ensemble),
         "metrics_per_ensemble": [score(ensemble[index == k]) for k in range(options.ensembles)],
         "failed_rows": sum(len(line.get("failed_rows", ())) for line in history),
+        "trust": report.trust(history, options.ensembles),
         "collapsed_updates": sum(line.get("collapsed", False) for line in history),
         "stop_reason": "all levels done" + (f"; {stopped} updates ended by {options.stop}" if stopped else ""),
         "ledger": counts, "seconds": time.perf_counter() - started, "notes": problem.notes,
@@ -491,7 +526,8 @@ def _parser():
     add = run.add_argument
     add("problem", nargs="?", help=f"one of {', '.join(PROBLEMS)}; none with --forward")
     add("--method", default="enkg", help=f"one of {', '.join(METHODS)}")
-    add("--prior", help="shipped prior by name, or an .onnx file; default: the problem's own")
+    add("--prior", help="shipped prior by name, an .onnx file, or gaussian (navier-stokes: the Gaussian of its "
+        "fields); default: the problem's own")
     add("--particles", type=_number(int), help="J, ensemble size; default: the problem's")
     add("--steps", type=_number(int), help="N, diffusion steps; default: the problem's")
     add("--updates", type=_number(int), help="U, corrections per guided level; default: the problem's")
@@ -507,7 +543,8 @@ def _parser():
     add("--ensembles", type=_number(int), help="independent ensembles; default 3 for m87, else 1")
     add("--workers", type=_number(int), help="processes; default: one per ensemble, at most one per core")
     add("--noise", type=_positive, metavar="SIGMA", help="standard deviation of the data")
-    add("--observation", metavar="FILE", help="data: CSV or UVFITS (black-hole), .npy (--forward)")
+    add("--observation", metavar="FILE", help="data: CSV or UVFITS (black-hole), .npy (navier-stokes, "
+        "--forward)")
     add("--truth", metavar="FILE.npy", help="known truth, for the error only (black-hole: simulated from it)")
     add("--forward", metavar="NAME", help="your simulator: package.module:function, (J, *event) -> (J, m) in physical "
         "units, or a command with {input} and {output} (.npy, one member each)")
@@ -526,6 +563,12 @@ def _parser():
     add("--compact-flux", type=_positive, metavar="JY", help="real data: flux of the displayed image; default 0.6")
     add("--coverage", help="simulated data: standard (default), sgra, m87-101, m87-096")
     add("--noise-mode", help="simulated data: vis_thermal (default), gaussian, eht")
+    flow = run.add_argument_group("navier-stokes")
+    add = flow.add_argument
+    add("--size", type=_number(int), default=32, help="grid points per axis: 32 (Re 50), 64 or 128 (Re 200)")
+    add("--data-solver", choices=("same", "padded"), help="what makes the data: the forward model (default), or a run "
+        "on twice the grid")
+    add("--fft", choices=("scipy", "ducc0", "pyfftw"), help="default scipy; the others need the extra fast")
     run.add_argument("--item", type=_number(int), help="number of the simulated truth; default 0")
     run.add_argument("--setup", default="A", help="linear-gaussian: A, B or LG6")
 

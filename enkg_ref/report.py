@@ -33,6 +33,32 @@ def _plain(value):
     return value
 
 
+def trust(history, ensembles):
+    """How far to trust the run, by name, one value per ensemble, from its history lines.
+
+    EnKG: ``trust``, the median over the updates of `diagnostics.trust`. EnKG-R: ``kappa``, ``noise_ratio`` and ``chi2``
+    (average over the particles: ``mean_misfit``) of its last level, see `regressed.Info`.
+    """
+    out = {}
+    for k in range(ensembles):
+        lines = [line for line in history if line["ensemble"] == k]
+        cosines = [line["trust"] for line in lines if line.get("trust") is not None]
+        if cosines:
+            out.setdefault("trust", []).append(float(np.median(cosines)))
+        elif lines and "kappa" in lines[-1]:
+            for name, key in (("kappa", "kappa"), ("noise_ratio", "noise_ratio"), ("chi2", "mean_misfit")):
+                out.setdefault(name, []).append(lines[-1][key])
+    return out
+
+
+TRUST_WORDS = {
+    "trust": "cosine of foretold and found change of the data; 1: linear over the ensemble",
+    "kappa": "square innovation over its expectation; near 1 is good, above 3 is not",
+    "noise_ratio": "variance of the model error over that of the measurement",
+    "chi2": "misfit of the particles per datum",
+}
+
+
 def text(summary):
     """A few lines for the terminal: what was solved, how well, at what cost."""
     ledger, wall = summary["ledger"], summary["ledger"]["wall"]
@@ -43,6 +69,8 @@ def text(summary):
         scatter = f"   ({min(each):.4g} .. {max(each):.4g} over the ensembles)" if len(each) > 1 else ""
         shown = f"{value:10.4g}" if isinstance(value, (int, float)) else value
         lines.append(f"  {name:32s} {shown}{scatter}")
+    for name, values in summary.get("trust", {}).items():
+        lines.append(f"  {name:32s} {', '.join(f'{value:.2f}' for value in values)}   ({TRUST_WORDS[name]})")
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in wall.items() if part != "total")
     lines.append(f"  {'forward calls':32s} {ledger['fwd_total']} ({ledger['fwd_seq']} sequential), "
                  f"{ledger['failed_fwd']} failed")

@@ -132,6 +132,42 @@ class GaussianPrior:
         return inside + rest * z if rest else inside
 
 
+class StationaryGaussianPrior:
+    """N(mean, C) on a periodic grid, C invariant under shifts: C = F^-1 diag(spectrum) F, F the Fourier transform.
+
+    Parameters
+    ----------
+    mean : array (n, n)
+    spectrum : array (n, n//2 + 1)   eigenvalues of C for the wave numbers of ``rfft2``, >= 0
+    """
+
+    def __init__(self, mean, spectrum):
+        self._mean, self._spectrum = np.asarray(mean, dtype=np.float64), np.asarray(spectrum, dtype=np.float64)
+        self.event_shape = self._mean.shape
+        n = self._mean.shape[0]
+        if self._mean.shape != (n, n) or self._spectrum.shape != (n, n // 2 + 1) or not np.all(self._spectrum >= 0.0):
+            raise ValueError("mean, spectrum: expected (n, n) and (n, n//2 + 1) without negative entries, got "
+                             f"{self._mean.shape} and {self._spectrum.shape}")
+
+    def denoise(self, x, sigma):
+        """D(x, sigma) = mu + C (C + sigma^2)^-1 (x - mu), (O1); x (J, n, n), sigma >= 0."""
+        mean = like(self._mean, x)
+        return mean + self._filtered(x - mean, self._gain(sigma))
+
+    def denoise_vjp(self, x, sigma, v):
+        """D(x, sigma) and J_D^T v; J_D = C (C + sigma^2)^-1 is symmetric."""
+        return self.denoise(x, sigma), self._filtered(v, self._gain(sigma))
+
+    def _gain(self, sigma):
+        # a mode without variance stays at its mean at every level, sigma = 0 included
+        return np.divide(self._spectrum, self._spectrum + _noise_level(sigma) ** 2, out=np.zeros_like(self._spectrum),
+                         where=self._spectrum > 0.0)
+
+    def _filtered(self, x, gain):
+        xp, _ = _flat(x, self.event_shape, "x")
+        return xp.fft.irfftn(xp.fft.rfftn(x, axes=(-2, -1)) * like(gain, x), s=self.event_shape, axes=(-2, -1))
+
+
 class MixturePrior:
     """Gaussian mixture sum_k weights[k] N(means[k], C_k).
 

@@ -408,6 +408,11 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
                              f"{STEP_CAP} time steps")
         y = y + noise * np.random.default_rng([seed, size]).standard_normal(y.shape)
 
+    def moments():
+        """Mean and half spectrum of the training fields, prior units."""
+        mean, spectrum = vorticity.prior_moments(size)
+        return mean / own.scale, spectrum / own.scale**2
+
     def score(ensemble):
         """Relative L2, particle mean (M1) and ensemble mean (M2), beside what no data would score.
 
@@ -437,6 +442,7 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         truth=truth,
         forward_vjp=forward_vjp,
         prior=own.prior,
+        moments=moments,
         defaults={"particles": 256, "steps": 40, "guidance": 2.0, "updates": 2},
         score=score,
         figure=_figure,

@@ -40,6 +40,8 @@ class Problem:
     truth : array (*event) or None  physical units
     forward_vjp : (x, v) -> J_G(x)^T v, shapes (J, *event), (J, m) -> (J, *event), or None
     prior : str or None             name of the shipped prior that fits
+    moments : () -> (mean (n, n), half spectrum (n, n//2 + 1)), prior units, of a stationary Gaussian with the first two
+        moments of the prior's data, or None
     defaults : mapping              solver settings recommended for this problem, by Config field name
     score : (ensemble in physical units (J, *event)) -> {name: float}, figures of merit for the summary
     figure : (result) -> matplotlib Figure, or None for the generic one; ``result`` is the mapping saved in result.npz
@@ -56,6 +58,7 @@ class Problem:
     truth: Any = None
     forward_vjp: Callable | None = None
     prior: str | None = None
+    moments: Callable | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     score: Callable | None = None
     figure: Callable | None = None

@@ -57,6 +57,44 @@ def test_that_solve_writes_the_four_files_and_says_what_they_cost(tmp_path, caps
     assert "error_to_posterior_mean" in printed and str(summary["ledger"]["fwd_total"]) in printed
 
 
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_that_navier_stokes_is_solved_with_the_gaussian_of_its_fields(size, tmp_path):
+    from problems.navier_stokes import navier_stokes
+
+    out = tmp_path / "out"
+    assert run("navier-stokes", "--size", size, "--prior", "gaussian", "--noise", 0.5, "--item", 3, "--particles", 8,
+               "--steps", 4, "--dtype", "float32", "--quiet", "--out", out) == 0
+    summary, result = json.loads((out / "summary.json").read_text()), np.load(out / "result.npz")
+    problem = navier_stokes(size, noise=0.5, seed=3)
+    assert np.array_equal(result["observation"], problem.observation.y)
+    assert np.array_equal(result["truth"], problem.truth) and result["ensemble"].shape == (8, size, size)
+    assert summary["metrics"] == pytest.approx(problem.score(result["ensemble"]))
+    assert {"relative_l2_particles", "relative_l2_mean", "relative_l2_zero_field", "relative_l2_prior_mean",
+            "relative_l2_prior_sample"} == set(summary["metrics"])
+    assert len(summary["trust"]["trust"]) == 1 and abs(summary["trust"]["trust"][0]) <= 1
+
+
+def test_that_the_data_of_the_finer_solver_are_other_data(tmp_path):
+    small = ["--prior", "gaussian", "--particles", 4, "--steps", 3, "--quiet"]
+    ys = []
+    for name in ("same", "padded"):
+        assert run("navier-stokes", "--data-solver", name, *small, "--out", tmp_path / name) == 0
+        ys.append(np.load(tmp_path / name / "result.npz")["observation"])
+    assert 0.01 < np.linalg.norm(ys[0] - ys[1]) / np.linalg.norm(ys[0]) < 0.3
+
+
+def test_that_enkg_r_says_which_noise_it_assumed_and_how_far_to_trust_it(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "out"
+    assert run("navier-stokes", "--method", "enkg-r", "--budget", 160, "--out", out) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["ledger"]["fwd_total"] <= 160 and "assumed noise of 0.0" in summary["notes"]
+    last = json.loads((out / "history.jsonl").read_text().splitlines()[-1])
+    assert summary["trust"] == {"kappa": [last["kappa"]], "noise_ratio": [last["noise_ratio"]],
+                                "chi2": [last["mean_misfit"]]}
+    assert "kappa" in capsys.readouterr().out
+
+
 def test_that_two_processes_give_the_ensembles_of_one(tmp_path):
     for workers in (1, 2):
         out = tmp_path / str(workers)
@@ -114,6 +152,15 @@ BAD = [
     (["black-hole", "--observation", "missing.csv"], "missing.csv"),
     (["black-hole", "--truth", "small.npy", "--observation", "missing.csv"], "missing.csv"),
     (["m87", "--day", "1"], "day: got '1'"),
+    (["navier-stokes", "--size", "33"], "size must be one of 32, 64, 128 grid points, got 33"),
+    (["navier-stokes", "--size", "128"], "onnx_priors.training.navier_stokes --size 128, or --prior gaussian"),
+    (["navier-stokes", "--noise", "-0.1"], "--noise: got '-0.1', expected a number >= 0"),
+    (["navier-stokes", "--truth", "small.npy"], "truth must have shape (32, 32), got (3, 3)"),
+    (["navier-stokes", "--observation", "small.npy"], "observation must have shape (16, 16), got (3, 3)"),
+    (["navier-stokes", "--stop", "particle"], "stop: got particle with noise-free data, expected --noise above 0"),
+    (["navier-stokes", "--step-rule", "tempered"], "step_rule: got tempered with noise-free data"),
+    (["navier-stokes", "--prior", "gaussian", "--method", "enkg-r", "--budget", "9"], "reference: got prior gaussian"),
+    (["linear-gaussian", "--prior", "gaussian"], "prior: got gaussian, which problem linear-gaussian-a does not have"),
     (["m87", "--observation", "y.npy"], "observation: got a file with problem m87"),
 ]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_priors.analytic import GaussianPrior, MixturePrior
+from onnx_priors.analytic import GaussianPrior, MixturePrior, StationaryGaussianPrior
+
+STRICTEST_EXTENSIONS = ("fft",)
 
 SIGMAS = (0.002, 0.05, 0.3, 1.0, 7.0, 80.0)
 D = 12
@@ -304,3 +306,26 @@ def test_bad_input_is_refused_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_that_the_stationary_gaussian_is_the_gaussian_of_its_circulant_covariance(backend):
+    n, rng = 6, np.random.default_rng(3)
+    spectrum = rng.uniform(0.1, 2.0, (n, n // 2 + 1))
+    spectrum[:, [0, -1]] = (spectrum[:, [0, -1]] + spectrum[:, [0, -1]][-np.arange(n) % n]) / 2  # of a real covariance
+    mean = rng.standard_normal((n, n))
+    impulses = np.eye(n * n).reshape(-1, n, n)
+    covariance = np.fft.irfft2(spectrum * np.fft.rfft2(impulses), s=(n, n)).reshape(n * n, n * n)
+    dense, fast = GaussianPrior.from_covariance(mean, covariance), StationaryGaussianPrior(mean, spectrum)
+    x, v = rng.standard_normal((2, 4, n, n))
+    dtype, tolerance = ("float64", 1e-12) if backend.float64 else ("float32", 2e-6)
+    for sigma in (0.0, *SIGMAS):
+        denoised, pulled = fast.denoise_vjp(backend.array(x, dtype), sigma, backend.array(v, dtype))
+        expected = dense.denoise_vjp(x, sigma, v)
+        assert np.abs(backend.numpy(denoised) - expected[0]).max() < tolerance * np.abs(x).max()
+        assert np.abs(backend.numpy(pulled) - expected[1]).max() < tolerance * np.abs(v).max()
+
+
+def test_that_a_spectrum_of_another_shape_or_sign_is_refused():
+    for spectrum in (np.ones((4, 4)), -np.ones((4, 3))):
+        with pytest.raises(ValueError, match="mean, spectrum: expected"):
+            StationaryGaussianPrior(np.zeros((4, 4)), spectrum)
