@@ -12,7 +12,8 @@ ALL = {"T4-T6", "T6a=T6b", "T9", "T10", "T11", "T12", "T13", "Cor.2", "Cor.3", "
        "Lemma 5", "T14", "T16", "T17b", "T17 limit", "T17 kappa", "T18", "T19", "T19b", "T19 rate", "C1", "C1'", "C2",
        "C3", "C4", "C5", "C6", "C7", "C8", "C8 guard", "C9", "Prop.1", "T21", "T22", "(18) typo", "Thm 7 slope",
        "Thm 7 J", "4.1 mean", "4.1 cov", "4.1 rate", "4.2", "4.4 error", "4.4 misfit", "I7 / 4.5", "4.6a identity",
-       "4.6a error", "4.6a calls", "4.6b SSR", "4.6b error", "I1", "I2", "I5", "I6", "I8", "I9", "I10", "masked",
+       "4.6a error", "4.6a calls", "4.6b SSR", "4.6b error", "(E4)", "(E7)", "(E8) mean", "(E8) cov",
+       "I1", "I2", "I5", "I6", "I8", "I9", "I10", "masked",
        "counts"}
 FINDINGS = {"C1", "C1'", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "(18) typo", "Thm 7 J", "4.2", "I7 / 4.5"}
 
