@@ -79,6 +79,33 @@ def test_one_level_equals_the_loops_on_every_backend(backend):
     assert str(new.x.dtype).endswith(dtype) and new.x.shape == (J, d)
 
 
+def test_a_whole_run_gives_the_same_particles_on_every_backend(backend):
+    """Four levels with forgetting, outliers, a failed row and holding, beside numpy in float64."""
+    variances, H, _, y, _ = _set_up_b(5, 12, 6)
+    config = Config(particles=8, levels=4, sigma_start=1.0, sigma_end=0.1, memory=0.5, model_noise=0.5,
+                    outliers=twice_the_median, hold=hold_above_4, seed=2)
+    noise = member_normals(2, 0, 8, (12,))
+
+    def run(xp, array):
+        forward_matrix, broken = array(H.T), array(np.where(np.arange(8) == 3, np.nan, 0.0)[:, None])
+
+        def denoise(x, s):
+            return x * array((variances / (variances + s * s))[None, :])
+
+        method = EnKGR(denoise, Gaussian(y, 0.5), Reference(np.zeros(12), np.eye(12), variances), config)
+        return iterate(method, lambda x: xp.matmul(x, forward_matrix) + broken, method.init(array(noise)))
+
+    dtype = "float64" if backend.float64 else "float32"
+    expected = list(run(np, np.asarray))
+    got = list(run(backend.xp, lambda host: backend.array(host, dtype)))
+    tolerance = 1e-9 if backend.float64 else 1e-3
+    np.testing.assert_allclose(backend.numpy(got[-1][0].x), expected[-1][0].x, rtol=tolerance, atol=tolerance)
+    for (_, info), (_, other) in zip(got, expected):
+        assert (info.replaced, info.failed_rows, info.held, info.evaluations) == (
+            other.replaced, other.failed_rows, other.held, other.evaluations)
+        assert math.isclose(info.kappa, other.kappa, rel_tol=tolerance * 10)
+
+
 def test_whitening_gives_the_update_in_the_units_of_the_data():
     """(E6) with Gamma and R in data units equals the whitened form, for a dense Gamma."""
     rng = np.random.default_rng(4)
@@ -235,6 +262,24 @@ def test_eight_levels_of_32_particles_sample_the_posterior(d, m, sd, printed):
     assert error.mean() <= printed + 3 * error.std(ddof=1) / math.sqrt(len(runs))
     assert 0.85 <= math.sqrt(spread.sum() / wrong.sum()) <= 1.15
     assert 0.85 <= coverage.mean() <= 0.93  # 32 particles: the nominal coverage of the second and 31st is 29/33
+
+
+def test_ranks_of_the_truth_are_uniform_and_those_of_a_narrower_ensemble_are_not():
+    """(M7) 400 linear-Gaussian problems, one random direction each; 24 ranks in six bins, chi2 test."""
+    stats = pytest.importorskip("scipy.stats")
+    config = Config(particles=23, levels=6, sigma_start=1.0, sigma_end=0.1, memory=1.0, model_noise=1.0)
+    counts = {1.0: np.zeros(6), 0.7: np.zeros(6)}
+    for seed in range(400):
+        variances, H, truth, y, _ = _set_up_b(1000 + seed, 16, 6, 0.5)
+        method = EnKGR(lambda x, s, v=variances: x * (v / (v + s * s)), Gaussian(y, 0.5),
+                       Reference(np.zeros(16), np.eye(16), variances), dataclasses.replace(config, seed=seed))
+        x = solve(method, lambda x, H=H: x @ H.T, member_normals(seed, 0, 23, (16,))).x
+        direction = np.random.default_rng([seed, 5]).standard_normal(16)
+        for factor, of in counts.items():
+            narrowed = x.mean(axis=0) + factor * (x - x.mean(axis=0))
+            of[int(np.sum(narrowed @ direction < truth @ direction)) // 4] += 1
+    assert stats.chisquare(counts[1.0]).pvalue > 1e-3
+    assert stats.chisquare(counts[0.7]).pvalue < 1e-3  # the test can see a spread that is 30 % too small
 
 
 def test_twenty_percent_failed_rows_cost_at_most_ten_percent_of_the_error():
