@@ -22,6 +22,12 @@ def test_the_stored_benchmark_fields_have_their_check_values():
     assert np.allclose([coarse.std(), coarse[0, 0, 0]], [5.078651, -3.534958], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_stored_benchmark_fields_are_those_of_the_recipe():
+    made = vorticity.bench16(rows=[0])
+    assert np.abs(made - vorticity.bench16()[:1]).max() < 1e-5 * np.abs(made).max()
+
+
 def test_a_field_depends_on_its_number_only():
     assert np.array_equal(vorticity.fields(32, 3, "test")[2], vorticity.fields(32, 1, "test", first=2)[0])
 

@@ -1,0 +1,621 @@
+"""The paper's Navier-Stokes experiments at sizes that two CPU cores can run.
+
+    python benchmarks/navier_stokes.py table      size 32: EnKG at three noise levels, EKI at the same forward calls
+    python benchmarks/navier_stokes.py ablation   error against J, N and guidance
+    python benchmarks/navier_stokes.py distance   inter-particle distance against updates, both step rules
+    python benchmarks/navier_stokes.py prior      error against the quality of the prior (trains the shorter ones)
+    python benchmarks/navier_stokes.py cost       time of update, forward model and denoiser against d and J
+    python benchmarks/navier_stokes.py size64     size 64, Re = 200
+
+Every ensemble is kept as one line of benchmarks/results/navier_stokes_runs.jsonl as soon as it ends; a repeated command
+adds the missing, and ``--show`` only writes what is there: tables (.md) and figures (.png) in benchmarks/results/.
+The fields are held-out stand-ins (`problems.vorticity`), observed with the forward model's own solver. Particles are
+float32. CPU seconds are those of one process with one thread; the machine had two cores and other work.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = RESULTS / "navier_stokes_runs.jsonl"
+WORK = Path("out-navier-stokes")  # shorter trainings; not kept in the repository
+NETWORK, GAUSSIAN = "navier-stokes-32", "navier-stokes-32-gaussian"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One ensemble. ``seed`` is that of the particles; ``field`` numbers the held-out truth and seeds its noise.
+
+    method : enkg | particle-stop | tempered | eki (started from samples of the prior, gamma = 2, as many forward calls
+             as EnKG with these particles, steps and updates)
+    prior : name of a shipped prior, or of a file NAME.onnx in ``WORK``
+    """
+
+    size: int = 32
+    noise: float = 0.0
+    field: int = 0
+    seed: int = 0
+    method: str = "enkg"
+    prior: str = NETWORK
+    particles: int = 256
+    steps: int = 40
+    updates: int = 2
+    guidance: float = 2.0
+    step_rule: str = "frobenius"
+
+
+# ------------------------------------------------------------------------------------------------------- one ensemble
+
+
+def prior_file(prior):
+    from onnx_priors.manifest import read_manifest, resolve
+
+    return resolve(prior) if prior in read_manifest() else WORK / f"{prior}.onnx"
+
+
+def images_seen(prior):
+    """Training length of a prior, 0 for the Gaussian: a longer training of the same name has rows of its own."""
+    from onnx_priors.session import OnnxDenoiser
+
+    return OnnxDenoiser(prior_file(prior), threads=1).metadata.get("images_seen", 0)
+
+
+def ensemble_of(run, threads=1):
+    """(method, noise, problem) of a run, nothing computed yet but the initial particles."""
+    from enkg_ref import Config, EnKG, Gaussian, extensions, member_normals
+    from enkg_ref.baselines import EKI, eki
+    from enkg_ref.ensemble import frobenius, trace
+    from onnx_priors.session import OnnxDenoiser
+    from problems.navier_stokes import navier_stokes
+
+    problem = navier_stokes(run.size, noise=run.noise, seed=run.field)
+    likelihood = Gaussian(problem.observation.y, problem.observation.noise)
+    noise = member_normals(run.seed, 0, run.particles, problem.event_shape)
+    denoise = OnnxDenoiser(prior_file(run.prior), threads=threads)
+    stop = extensions.particle_discrepancy if run.method == "particle-stop" else None
+    config = Config(run.particles, run.steps, run.updates, run.guidance, stop=stop,
+                    step_rule={"frobenius": frobenius, "trace": trace}[run.step_rule])
+    if run.method == "eki":
+        noise = prior_samples(denoise, noise, run)
+        method = EKI(likelihood, eki.Config(config.counts()["forward"], run.guidance))
+    elif run.method == "tempered":
+        method = extensions.TemperedEnKG(denoise, likelihood, config, seed=run.seed)
+    else:
+        method = EnKG(denoise, likelihood, config)
+    return method, noise.astype("float32"), problem
+
+
+def prior_samples(denoise, noise, run, levels=40):
+    """Samples of the prior: exact for the Gaussian, Heun's method on the probability flow for a network."""
+    from enkg_ref.diffusion import edm_sigmas, euler_step
+    from problems import vorticity
+
+    own = vorticity.preset(run.size)
+    if run.prior.endswith("-gaussian"):
+        mean, spectrum = vorticity.prior_moments(run.size)
+        white = np.fft.rfft2(noise)
+        return (np.fft.irfft2(white * np.sqrt(spectrum), s=mean.shape) + mean) / own.scale
+    sigmas, x = edm_sigmas(levels), noise.astype("float32") * 80.0
+    for here, following in zip(sigmas, sigmas[1:]):
+        clean = denoise(x, here)
+        euler = euler_step(x, clean, here, following)
+        if following > 0.0:  # trapezoid rule on dx/dsigma = (x - D)/sigma
+            slope = ((x - clean) / here + (euler - denoise(euler, following)) / following) / 2
+            euler = x + (following - here) * slope
+        x = euler
+    return x
+
+
+def solve(run, threads=1):
+    """Figures of merit of a run, its history and its seconds."""
+    from enkg_ref import metrics, step
+    from enkg_ref.ledger import Ledger
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    method, noise, problem = ensemble_of(run, threads)
+    ledger = Ledger()
+    if hasattr(method, "denoise"):
+        method = dataclasses.replace(method, denoise=ledger.denoiser(method.denoise))
+    forward, distance, history = ledger.forward(problem.forward), [], []
+
+    def observed(x0):  # the clean points phi(x) on their way to the forward model
+        distance.append(pairwise_distance(x0))
+        return forward(x0)
+
+    state = method.init(noise)
+    while not method.done(state):
+        state, info = step(method, state, observed)
+        history.append(info)
+    x = problem.scale * np.asarray(state.x, dtype="float64") + problem.shift
+    counts, scores = ledger.as_dict(), problem.score(x)
+    spread, skill = metrics.spread_and_skill(x, problem.truth)
+    misfit = observed_misfit(problem, state.x, run.noise)
+    return {
+        **scores, "ssr": float(np.sqrt(spread / skill)), "misfit": misfit,
+        "coverage90": metrics.coverage(x, problem.truth)[0] if run.particles >= 19 else None,
+        "cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall,
+        **{name: counts[name] for name in ("fwd_total", "fwd_seq", "den_total", "failed_fwd")},
+        "wall_split": {name: round(s, 2) for name, s in counts["wall"].items()},
+        "distance": [float(f"{d / pairwise_scale(problem):.4g}") for d in distance],
+        "spread": [float(f"{info.spread:.4g}") for info in history if hasattr(info, "spread")],
+    }
+
+
+def pairwise_distance(x):
+    """Root mean square of ||x_j - x_k|| over pairs j != k, (J, n, n)."""
+    J = x.shape[0]
+    return float(np.sqrt(2 * J / (J - 1) * np.sum(np.var(np.asarray(x, dtype="float64"), axis=0))))
+
+
+def pairwise_scale(problem):
+    """||truth|| in prior units: distances are given as multiples of it."""
+    return float(np.sqrt(np.sum(problem.truth**2)) / problem.scale)
+
+
+def observed_misfit(problem, x, noise):
+    """Mean over particles of ||G(x) - y||^2/(m noise^2); without noise, ||G(x) - y||/||y||."""
+    y = problem.observation.y
+    squares = np.sum((np.asarray(problem.forward(x), dtype="float64") - y) ** 2, axis=1)
+    squares = squares[np.isfinite(squares)]
+    return float(np.mean(squares) / (y.size * noise**2) if noise else np.mean(np.sqrt(squares / np.sum(y**2))))
+
+
+# ------------------------------------------------------------------------------------------------- runs kept on disk
+
+
+def key_of(run, known={}):  # noqa: B006 - reads each file once
+    if run.prior not in known:
+        known[run.prior] = images_seen(run.prior)
+    return {**dataclasses.asdict(run), "images_seen": known[run.prior]}
+
+
+def found(runs):
+    """The stored rows of these runs, in their order; those not made yet are left out."""
+    lines = RUNS.read_text(encoding="utf-8").splitlines() if RUNS.exists() else []
+    rows = list(map(json.loads, lines))
+    keys = [key_of(run) for run in runs]
+    return [row for key in keys for row in rows if all(row[name] == value for name, value in key.items())]
+
+
+def make(runs, workers):
+    """Make the runs that are not stored yet, in this order."""
+    runs = [run for run in dict.fromkeys(runs) if not found([run])]
+    RESULTS.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = {pool.submit(solve, run): run for run in runs}
+        for job in as_completed(jobs):
+            row = {**key_of(jobs[job]), **job.result()}
+            with RUNS.open("a", encoding="utf-8") as file:  # one short write per line: other commands may append too
+                file.write(json.dumps(row) + "\n")
+            print(f"{row['method']} {row['prior']} field {row['field']} seed {row['seed']} noise {row['noise']} "
+                  f"J {row['particles']} N {row['steps']} gamma {row['guidance']} {row['step_rule']}: "
+                  f"M2 {row['relative_l2_mean']:.3f}, {row['cpu_seconds']:.0f} CPU s", flush=True)
+
+
+def summary(values):
+    """mean [95 % bootstrap-t interval] (min .. max) of the scores of independent items."""
+    from enkg_ref.arena import bootstrap_t
+
+    mean, low, high = bootstrap_t(values)
+    interval = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else ""
+    return f"{mean:.3f}{interval} ({min(values):.3f} .. {max(values):.3f})"
+
+
+def write(name, lines):
+    path = RESULTS / f"navier_stokes_{name}.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def figure(rows, columns, width=4.2, height=3.4):
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return sheet, np.atleast_1d(sheet.subplots(rows, columns))
+
+
+def save(sheet, name):
+    sheet.savefig(RESULTS / f"navier_stokes_{name}.png", dpi=110)
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+NOISES = (0.0, 0.55, 1.1)
+METHODS = (("enkg", NETWORK), ("particle-stop", NETWORK), ("tempered", NETWORK), ("enkg", GAUSSIAN),
+           ("eki", GAUSSIAN), ("eki", NETWORK))
+
+
+def table_runs(options):
+    """Noise 0 first, then .55; plain EnKG and EKI at 1.1 come last."""
+    fields = range(options.fields or 5)
+    for noise in NOISES:
+        for method, prior in METHODS:
+            if not (noise == 0.0 and method in ("particle-stop", "tempered")):
+                yield from (Run(noise=noise, field=field, method=method, prior=prior) for field in fields)
+
+
+def show_table(options):
+    runs = list(table_runs(options))
+    rows = found(runs)
+    lines = ["Size 32, Re 50, J = 256, N = 40, U = 2, gamma 2, frobenius, particle seed 0; EKI from samples of the "
+             "prior, the same number of forward calls.",
+             "Mean over fields [95 % bootstrap-t interval] (min .. max). M2: relative L2 of the ensemble mean, M1: of "
+             "the particles.",
+             "Noise .55 and 1.1 are 20 and 39 % of the signal. Misfit: chi2/m of the particles; at noise 0 "
+             "||G(x) - y||/||y||.", "",
+             "| noise | method | prior | fields | M2 | M1 | SSR | misfit | forward calls | network calls | CPU s |",
+             "|---" * 11 + "|"]
+    for noise in NOISES:
+        for method, prior in METHODS:
+            of = [r for r in rows if (r["noise"], r["method"], r["prior"]) == (noise, method, prior)]
+            if of:
+                mean = {n: np.mean([r[n] for r in of]) for n in ("relative_l2_particles", "ssr", "misfit", "fwd_total",
+                                                                 "den_total", "cpu_seconds")}
+                lines.append(f"| {noise:g} | {method} | {prior} | {len(of)} "
+                             f"| {summary([r['relative_l2_mean'] for r in of])} | {mean['relative_l2_particles']:.3f} "
+                             f"| {mean['ssr']:.2f} | {mean['misfit']:.2g} | {mean['fwd_total']:.0f} "
+                             f"| {mean['den_total'] if method != 'eki' else 0:.0f} | {mean['cpu_seconds']:.0f} |")
+    if rows:
+        first = {r["field"]: r for r in rows}.values()
+        for name, label in (("relative_l2_prior_mean", "prior mean"), ("relative_l2_prior_sample", "prior sample")):
+            lines.append(f"| all | {label} | Gaussian of the fields | {len(first)} | {summary([r[name] for r in first])}"
+                         " | | | | 0 | 0 | |")
+        lines.append("| all | zero field | | | 1 | 1 | | | 0 | 0 | |")
+    lines += ["", *paired(rows)]
+    write("table", lines)
+    sheet, axes = figure(1, len(NOISES))
+    for axis, noise in zip(axes, NOISES):
+        for k, (method, prior) in enumerate(METHODS):
+            of = [r for r in rows if (r["noise"], r["method"], r["prior"]) == (noise, method, prior)]
+            label = f"{method}, {'network' if prior == NETWORK else 'Gaussian'}"
+            axis.plot([r["field"] for r in of], [r["relative_l2_mean"] for r in of], "o-", color=f"C{k}", label=label)
+        axis.set(title=f"noise {noise:g}", xlabel="held-out field", ylim=(0, 1.1))
+    axes[0].set_ylabel("relative L2 of the mean")
+    axes[-1].legend(fontsize=7)
+    save(sheet, "table")
+
+
+def paired(rows):
+    """EnKG against EKI, field by field."""
+    from enkg_ref.arena import paired_difference
+
+    for noise in NOISES:
+        score = {(r["method"], r["prior"], r["field"]): r["relative_l2_mean"] for r in rows if r["noise"] == noise}
+        for rival in (GAUSSIAN, NETWORK):
+            fields = [f for f in sorted({key[2] for key in score})
+                      if ("enkg", NETWORK, f) in score and ("eki", rival, f) in score]
+            if fields:
+                a, b = ([score[key, prior, f] for f in fields] for key, prior in (("enkg", NETWORK), ("eki", rival)))
+                mean, low, high = paired_difference(a, b)
+                yield (f"Noise {noise:g}: EnKG ({NETWORK}) minus EKI from {rival}, paired over {len(fields)} fields: "
+                       f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]; better on {sum(np.less(a, b))} of {len(fields)}.  ")
+
+
+# ----------------------------------------------------------------------------------------------------------- ablation
+
+GRID = ((NETWORK, ("particles", (64, 128, 256, 512))), (NETWORK, ("steps", (20, 40, 80))),
+        (NETWORK, ("guidance", (1.0, 2.0, 3.0))),
+        (GAUSSIAN, ("particles", (64, 128, 256, 512, 1024))), (GAUSSIAN, ("steps", (20, 40, 80))),
+        (GAUSSIAN, ("guidance", (1.0, 2.0, 3.0))))
+PARTICLES = {NETWORK: 128, GAUSSIAN: 256}  # where J is not varied
+
+
+def ablation_runs(options):
+    """Cheap ones first."""
+    seeds, fields = range(options.seeds or 3), range(options.fields or 1)
+    runs = [dataclasses.replace(Run(prior=prior, particles=PARTICLES[prior]), **{name: value}, field=field, seed=seed)
+            for prior, (name, values) in GRID for value in values for field in fields for seed in seeds]
+    return sorted(runs, key=lambda run: (run.prior == NETWORK, run.seed > 0 and run.particles > 256,
+                                         run.particles * run.steps**2, run.seed))
+
+
+def show_ablation(options):
+    lines = ["Size 32, Re 50, noise 0, U = 2, frobenius; held-out fields "
+             f"0..{(options.fields or 1) - 1}. M2 (relative L2 of the ensemble mean): mean (min .. max) over fields "
+             "and particle seeds.", "",
+             "| prior | varied | value | J | N | gamma | runs | M2 | SSR | forward calls | CPU s |", "|---" * 11 + "|"]
+    sheet, axes = figure(1, 3)
+    label = {"particles": "J", "steps": "N", "guidance": "gamma"}
+    for prior, (name, values) in GRID:
+        curve = []
+        for value in values:
+            base = dataclasses.replace(Run(prior=prior, particles=PARTICLES[prior]), **{name: value})
+            rows = found([dataclasses.replace(base, field=field, seed=seed)
+                          for field in range(options.fields or 1) for seed in range(options.seeds or 3)])
+            if rows:
+                m2 = [r["relative_l2_mean"] for r in rows]
+                curve.append((value, np.mean(m2), min(m2), max(m2)))
+                lines.append(f"| {prior} | {label[name]} | {value:g} | {base.particles} | {base.steps} "
+                             f"| {base.guidance:g} | {len(rows)} | {np.mean(m2):.3f} ({min(m2):.3f} .. {max(m2):.3f}) "
+                             f"| {np.mean([r['ssr'] for r in rows]):.2f} | {rows[0]['fwd_total']} "
+                             f"| {np.mean([r['cpu_seconds'] for r in rows]):.0f} |")
+        if curve:
+            axis = axes[list(label).index(name)]
+            value, mean, low, high = np.array(curve).T
+            axis.errorbar(value, mean, (mean - low, high - mean), marker="o", capsize=3,
+                          label=f"{'network' if prior == NETWORK else 'Gaussian'} prior"
+                                + ("" if name == "particles" else f", J = {PARTICLES[prior]}"))
+            axis.set(xlabel=label[name], ylabel="relative L2 of the mean", ylim=(0, 1.2))
+            axis.set_xscale("linear" if name == "guidance" else "log", **({} if name == "guidance" else {"base": 2}))
+    for axis in axes:
+        axis.legend(fontsize=7)
+    save(sheet, "ablation")
+    write("ablation", lines)
+
+
+# ----------------------------------------------------------------------------------------------------------- distance
+
+RULES = (("frobenius", 2.0), ("frobenius", 1.0), ("trace", 1.0))
+
+
+def distance_runs(options):
+    for prior in (GAUSSIAN, NETWORK):
+        for seed in range(options.seeds or 3):
+            yield from (Run(prior=prior, particles=64, seed=seed, step_rule=rule, guidance=gamma)
+                        for rule, gamma in RULES)
+
+
+def show_distance(options):
+    lines = ["Size 32, Re 50, field 0, noise 0, J = 64, N = 40, U = 2. Root mean square distance between the clean "
+             "particles phi(x), in units of ||truth||, before the first, the 36th and the last of 70 updates; mean "
+             "(min .. max) over seeds. The last column is the number of updates after which it grew, summed over "
+             "seeds.", "",
+             "| prior | step rule | gamma | seeds | first | 36th | last | M2 | grew |", "|---" * 9 + "|"]
+    sheet, axes = figure(1, 2)
+    for axis, prior in zip(axes, (GAUSSIAN, NETWORK)):
+        for k, (rule, gamma) in enumerate(RULES):
+            rows = found([run for run in distance_runs(options)
+                          if (run.prior, run.step_rule, run.guidance) == (prior, rule, gamma)])
+            if not rows:
+                continue
+            curves = np.array([row["distance"] for row in rows])
+            for curve in curves:
+                axis.semilogy(curve, color=f"C{k}", alpha=0.3)
+            axis.semilogy(curves.mean(axis=0), color=f"C{k}", label=f"{rule}, gamma {gamma:g}")
+            cells = [f"{c.mean():.3g} ({c.min():.3g} .. {c.max():.3g})" for c in curves.T[[0, 35, -1]]]
+            lines.append(f"| {prior} | {rule} | {gamma:g} | {len(rows)} | {' | '.join(cells)} "
+                         f"| {np.mean([r['relative_l2_mean'] for r in rows]):.3f} "
+                         f"| {int((np.diff(curves) > 0).sum())} of {curves[:, 1:].size} |")
+        axis.set(title=f"{'network' if prior == NETWORK else 'Gaussian'} prior, J = 64", xlabel="update",
+                 ylabel="distance of clean particles / ||truth||")
+        axis.legend(fontsize=7)
+    save(sheet, "distance")
+    write("distance", lines)
+
+
+# -------------------------------------------------------------------------------------------------- quality of the prior
+
+TRAININGS = (8_000, 40_000)  # fields seen; the shipped prior saw more
+
+
+def levels():
+    return [GAUSSIAN, *(f"{NETWORK}-{images}" for images in TRAININGS), NETWORK]
+
+
+def train_levels():
+    """Train the shorter ones, a few CPU minutes each, where they are not in ``WORK`` yet."""
+    for images in TRAININGS:
+        path = WORK / f"{NETWORK}-{images}.onnx"
+        if not path.exists():
+            work = WORK / str(images)
+            work.mkdir(parents=True, exist_ok=True)
+            for split in ("train", "validation"):  # the fields are the same for all
+                name = f"vorticity-32-{split}.npy"
+                if (WORK / name).exists() and not (work / name).exists():
+                    (work / name).hardlink_to(WORK / name)
+            subprocess.run([sys.executable, "-m", "onnx_priors.training.navier_stokes", "--size", "32", "--out",
+                            str(path), "--work", str(work), "--images", str(images)], check=True)
+
+
+def prior_runs(options):
+    if not options.show:
+        train_levels()
+    return [Run(prior=prior, particles=128, field=field, seed=seed) for prior in levels()
+            for field in range(options.fields or 1) for seed in range(options.seeds or 3)]
+
+
+def denoising_ratio(prior, relative=(0.2, 0.3, 0.5, 0.7), count=256):
+    """Mean square denoising error over that of the Wiener denoiser on held-out fields, averaged over noise levels."""
+    from onnx_priors.session import OnnxDenoiser
+    from problems import vorticity
+
+    clean = vorticity.fields(32, count, "validation") / np.float32(vorticity.preset(32).scale)
+    rng, ratios = np.random.default_rng(0), []
+    denoise, wiener = (OnnxDenoiser(prior_file(name), threads=1) for name in (prior, GAUSSIAN))
+    for sigma in np.multiply(relative, clean.std()):
+        noisy = clean + np.float32(sigma) * rng.standard_normal(clean.shape, dtype="float32")
+        own, other = (float(np.mean((d(noisy, sigma) - clean) ** 2)) for d in (denoise, wiener))
+        ratios.append(own / other)
+    return float(np.mean(ratios))
+
+
+def show_prior(options):
+    lines = ["Size 32, Re 50, noise 0, J = 128, N = 40, U = 2, gamma 2, frobenius; held-out fields "
+             f"0..{(options.fields or 1) - 1}, mean (min .. max) over fields and particle seeds. Ratio: denoising "
+             "error over that of the Wiener denoiser on 256 held-out fields, mean of sigma = .2, .3, .5, .7 standard "
+             "deviations.", "",
+             "| prior | fields seen in training | denoising ratio | runs | M2 | M1 | SSR |", "|---" * 7 + "|"]
+    curve = []
+    for prior in levels():
+        if not prior_file(prior).exists():
+            continue
+        rows = found([Run(prior=prior, particles=128, field=field, seed=seed)
+                      for field in range(options.fields or 1) for seed in range(options.seeds or 3)])
+        if rows:
+            m2 = [r["relative_l2_mean"] for r in rows]
+            curve.append((denoising_ratio(prior), np.mean(m2), min(m2), max(m2)))
+            lines.append(f"| {prior} | {images_seen(prior)} | {curve[-1][0]:.3f} | {len(rows)} "
+                         f"| {np.mean(m2):.3f} ({min(m2):.3f} .. {max(m2):.3f}) "
+                         f"| {np.mean([r['relative_l2_particles'] for r in rows]):.3f} "
+                         f"| {np.mean([r['ssr'] for r in rows]):.2f} |")
+    sheet, (axis,) = figure(1, 1)
+    if curve:
+        ratio, mean, low, high = np.array(curve).T
+        axis.errorbar(ratio, mean, (mean - low, high - mean), marker="o", capsize=3)
+    axis.set(xlabel="denoising error / Wiener", ylabel="relative L2 of the mean", ylim=(0, 1.1))
+    axis.invert_xaxis()
+    save(sheet, "prior")
+    write("prior", lines)
+
+
+# --------------------------------------------------------------------------------------------------------------- cost
+
+
+def seconds(call, least=0.2):
+    """CPU seconds of one call: the smallest of three rounds, each of at least ``least`` seconds."""
+    best, repeats = np.inf, 1
+    call()
+    for _ in range(3):
+        while True:
+            start = time.process_time()
+            for _ in range(repeats):
+                call()
+            spent = time.process_time() - start
+            if spent >= least:
+                break
+            repeats = max(repeats + 1, int(1.2 * repeats * least / max(spent, 1e-6)))
+        best = min(best, spent / repeats)
+    return best
+
+
+def cost_update(d, J, m=256):
+    from enkg_ref import Gaussian
+    from enkg_ref.ensemble import correct, frobenius
+
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((J, d), dtype="float32"), rng.standard_normal((J, m), dtype="float32")
+    likelihood = Gaussian(np.zeros(m), 1.0)
+    return seconds(lambda: correct(x, g, likelihood.residual, frobenius(2.0)))
+
+
+def cost_forward(n, J):
+    from problems import vorticity
+    from problems.navier_stokes import NavierStokes
+
+    omega = np.resize(vorticity.bench16(128)[:, :: 128 // n, :: 128 // n], (J, n, n)).astype("float32")
+    solve_flow = NavierStokes(n, steps=100)
+    return seconds(lambda: solve_flow(omega))
+
+
+def cost_denoiser(name, J):
+    from onnx_priors.session import OnnxDenoiser
+
+    denoise = OnnxDenoiser(name, threads=1)
+    x = np.random.default_rng(0).standard_normal((J, *denoise.event_shape), dtype="float32")
+    return seconds(lambda: denoise(x, 0.5))
+
+
+COSTS = {  # part: (variable, what is fixed, measure, values, how many of the largest the exponent is fitted to)
+    "update, against d": ("d", "J = 256, m = 256", lambda v: cost_update(v, 256), [4**k for k in range(5, 10)], 3),
+    "update, against J": ("J", "d = 16384, m = 256", lambda v: cost_update(16384, v), [2**k for k in range(5, 12)], 4),
+    "forward, against d": ("d", "J = 8, 100 steps", lambda n: cost_forward(n, 8), [16, 32, 64, 128], 4),
+    "forward, against J": ("J", "32 x 32, 100 steps", lambda v: cost_forward(32, v), [2**k for k in range(0, 10, 2)], 3),
+    "denoiser, against J": ("J", "navier-stokes-32", lambda v: cost_denoiser(NETWORK, v), [2**k for k in range(0, 9, 2)],
+                            3),
+}
+
+
+def cost(options):
+    path = RESULTS / "navier_stokes_cost.json"
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    for part, (variable, _, measure, values, _) in COSTS.items():
+        for value in values if not options.show else ():
+            own = measured.setdefault(part, {})
+            size = value**2 if part == "forward, against d" else value
+            if str(size) not in own:
+                own[str(size)] = measure(value)
+                path.write_text(json.dumps(measured, indent=1) + "\n")
+                print(part, variable, size, f"{own[str(size)]:.4g} s", flush=True)
+    lines = ["CPU seconds of one call, one thread, float32, smallest of three rounds. Exponent: least squares in "
+             "logarithms over the largest sizes, +- its standard error.", "",
+             "| part | fixed | range | seconds | exponent (points) |", "|---" * 5 + "|"]
+    sheet, axes = figure(1, 2)
+    for part, own in measured.items():
+        variable, fixed, _, _, largest = COSTS[part]
+        size, time_of = np.array(list(map(float, own))), np.array(list(own.values()))
+        used = np.argsort(size)[-largest:]
+        (slope, _), covariance = np.polyfit(np.log(size[used]), np.log(time_of[used]), 1, cov="unscaled")
+        residual = np.log(time_of[used]) - np.polyval(np.polyfit(np.log(size[used]), np.log(time_of[used]), 1),
+                                                      np.log(size[used]))
+        error = np.sqrt(covariance[0, 0] * np.sum(residual**2) / (largest - 2))
+        lines.append(f"| {part} | {fixed} | {variable} = {size.min():.0f} .. {size.max():.0f} "
+                     f"| {time_of.min():.2g} .. {time_of.max():.2g} | {slope:.2f} +- {error:.2f} ({largest}) |")
+        axis = axes[variable == "J"]
+        axis.loglog(size, time_of, "o-", label=f"{part.split(',')[0]} ({fixed}): {slope:.2f}")
+        axis.set(xlabel=variable, ylabel="CPU s of one call")
+    for axis in axes:
+        axis.legend(fontsize=7)
+    save(sheet, "cost")
+    write("cost", lines)
+
+
+# ------------------------------------------------------------------------------------------------------------ size 64
+
+SIZE64 = ((64, 40), (128, 40), (256, 40), (512, 40))  # (J, N)
+
+
+def size64_runs(options):
+    """One field; the Gaussian beside the network at the same J."""
+    for particles, steps in SIZE64:
+        for prior in ("navier-stokes-64-gaussian", "navier-stokes-64"):
+            yield Run(size=64, prior=prior, particles=particles, steps=steps)
+    yield from (Run(size=64, prior="navier-stokes-64-gaussian", method="eki", particles=particles, steps=steps)
+                for particles, steps in SIZE64)
+
+
+def show_size64(options):
+    lines = ["Size 64, Re 200, field 0, noise 0, U = 2, gamma 2, frobenius, particle seed 0: one run each.", "",
+             "| method | prior | J | N | M2 | M1 | prior mean | misfit | forward calls | network calls | CPU s | wall s |",
+             "|---" * 12 + "|"]
+    sheet, (axis,) = figure(1, 1)
+    curves = {}
+    for row in found(list(size64_runs(options))):
+        curves.setdefault((row["method"], row["prior"]), []).append((row["particles"], row["relative_l2_mean"]))
+        lines.append(f"| {row['method']} | {row['prior']} | {row['particles']} | {row['steps']} "
+                     f"| {row['relative_l2_mean']:.3f} | {row['relative_l2_particles']:.3f} "
+                     f"| {row['relative_l2_prior_mean']:.3f} | {row['misfit']:.3f} | {row['fwd_total']} "
+                     f"| {row['den_total']} | {row['cpu_seconds']:.0f} | {row['wall_seconds']:.0f} |")
+    for (method, prior), points in curves.items():
+        axis.semilogx(*zip(*points), "o-", base=2, label=f"{method}, {prior}")
+    axis.set(xlabel="J", ylabel="relative L2 of the mean")
+    axis.legend(fontsize=7)
+    save(sheet, "size64")
+    write("size64", lines)
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+EXPERIMENTS = {"table": (table_runs, show_table), "ablation": (ablation_runs, show_ablation),
+               "distance": (distance_runs, show_distance), "prior": (prior_runs, show_prior),
+               "size64": (size64_runs, show_size64)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=(*EXPERIMENTS, "cost"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--fields", type=int, help="held-out fields; default 5 (table) or 1")
+    parser.add_argument("--seeds", type=int, help="particle seeds of ablation, distance and prior; default 3")
+    parser.add_argument("--only", help="only runs with this prior")
+    parser.add_argument("--show", action="store_true", help="run nothing; tables and figures of what is stored")
+    options = parser.parse_args()
+    if options.experiment == "cost":
+        return cost(options)
+    runs, show = EXPERIMENTS[options.experiment]
+    if not options.show:
+        make([run for run in runs(options) if options.only in (None, run.prior)], options.workers)
+    return show(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
