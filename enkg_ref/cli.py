@@ -347,28 +347,41 @@ def solve(options):
     predictions = np.asarray(problem.forward(particles))
     counts["diag_fwd"] += len(particles)
     score = problem.score or (lambda x: _score(x, problem, likelihood))
+    weights = np.full(len(parts), 1.0 / len(parts))
+    if options.method == "enkg-r":  # each ensemble samples the mode it found: modes count by how well they fit
+        misfit = np.asarray(likelihood.misfit(predictions.reshape(len(predictions), -1)))
+        weights = report.weights_by_misfit([misfit[index == k] for k in range(len(parts))])
+    pooled = ensemble[report.resampled((weights / np.bincount(index))[index])]
     stopped = sum(line.get("stopped", False) for line in history)
     summary = {
         "problem": problem.name, "method": _method_name(options), "prior": prior, "seed": options.seed,
-        "ensembles": options.ensembles, "config": config.describe(), "metrics": score(ensemble),
+        "ensembles": options.ensembles, "config": config.describe(), "metrics": score(pooled),
         "metrics_per_ensemble": [score(ensemble[index == k]) for k in range(options.ensembles)],
         "failed_rows": sum(len(line.get("failed_rows", ())) for line in history),
         "trust": report.trust(history, options.ensembles),
         "collapsed_updates": sum(line.get("collapsed", False) for line in history),
         "stop_reason": "all levels done" + (f"; {stopped} updates ended by {options.stop}" if stopped else ""),
         "ledger": counts, "seconds": time.perf_counter() - started, "notes": problem.notes,
-        "spread": report.NOT_A_POSTERIOR, "versions": _versions(), "command": " ".join(["enkg", *options.argv]),
+        "spread": report.SPREAD.get(options.method, report.NOT_A_POSTERIOR), "versions": _versions(),
+        "command": " ".join(["enkg", *options.argv]),
     }
-    result = {"mean": ensemble.mean(axis=0), "std": ensemble.std(axis=0), "ensemble": ensemble,
+    result = {"mean": pooled.mean(axis=0), "std": pooled.std(axis=0), "ensemble": ensemble,
               "ensemble_index": index, "observation": np.asarray(problem.observation.y), "predictions": predictions}
     if problem.truth is not None:
         result["truth"] = np.asarray(problem.truth)
 
     np.savez(folder / "result.npz", **result)
+    if len(parts) > 1:
+        summary |= {"disagreement": report.disagreement(ensemble, index), "weights": weights}
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
-    shown = {**result, "history": history, "summary": summary}
+    # closures do not see where the image stands: its pixels are not to be compared with those of the truth
+    if problem.truth is not None and len(pooled) >= 19 and problem.observation.angular is None:
+        summary["calibration"] = report.calibration(pooled, problem.truth)
+    shown = {**result, "history": history, "caption": report.caption(summary)}
+    if "calibration" in summary:
+        shown["calibration"] = summary["calibration"]
     title = f"{problem.name}: {summary['method']}, prior {prior}"
-    page = problem.figure(shown) if problem.figure else report.figure(shown, history, title, problem.notes)
+    page = problem.figure(shown) if problem.figure else report.figure(shown, history, title)
     page.savefig(folder / "figure.png", dpi=110, bbox_inches="tight")
     summary["seconds"] = time.perf_counter() - started
     report.write_json(folder / "summary.json", summary)

@@ -8,8 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from . import metrics
+
 NOT_A_POSTERIOR = ("The spread of the ensemble is not a posterior standard deviation, and more particles do not make "
                    "it one; the scatter between independent ensembles is the honest error bar.")
+
+SPREAD = {  # what the spread of a method means, in words for the reader of a result
+    "enkg-r": "The spread is meant as a posterior standard deviation. Where it was measured it came out near that, "
+              "rather too small (enkg_ref/REGRESSED.md); kappa above 3 says not to believe it.",
+}
 
 
 def write_json(path, content):
@@ -51,6 +58,42 @@ def trust(history, ensembles):
     return out
 
 
+def calibration(ensemble, truth):
+    """Rank histogram (M7) in at most 16 bins and coverage (M8) of central intervals; physical units, J >= 10."""
+    counts = metrics.rank_histogram(ensemble, truth)
+    bins = np.add.reduceat(counts, np.linspace(0, len(counts), min(16, len(counts)), endpoint=False).astype(int))
+    covered = [metrics.coverage(ensemble, truth, level) for level in (0.2, 0.4, 0.6, 0.8)]
+    spread, skill = metrics.spread_and_skill(ensemble, truth)
+    return {"ssr": metrics.spread_skill_ratio((spread, skill)), "coverage_90": metrics.coverage(ensemble, truth)[0],
+            "coverage": [[nominal, found] for found, nominal in [*covered, metrics.coverage(ensemble, truth)]],
+            "rank_histogram": bins / counts.sum() * len(bins)}
+
+
+def weights_by_misfit(misfits):
+    """Weights of independent ensembles, sum 1, from the misfits of their particles, a list of arrays (J,).
+
+    exp(-((mean misfit - best)/s)^2/2), s the scatter of the misfit in the best ensemble: runs that fit alike count
+    alike, a run caught in a mode that does not fit counts for nothing. A rule of thumb, not a ratio of evidences.
+    """
+    means = np.array([np.mean(values) for values in misfits])
+    best = int(np.argmin(means))
+    scatter = float(np.std(misfits[best])) or 1.0
+    weight = np.exp(-0.5 * ((means - means[best]) / scatter) ** 2)
+    return weight / weight.sum()
+
+
+def resampled(share):
+    """Row numbers of a systematic resample by shares (sum 1), as many as there are; equal shares: every row once."""
+    return np.searchsorted(np.cumsum(share), (np.arange(len(share)) + 0.5) / len(share)).clip(max=len(share) - 1)
+
+
+def disagreement(ensemble, index):
+    """Mean distance between two ensemble means over the norm of their mean; index (J,) says which is whose."""
+    means = np.stack([ensemble[index == k].mean(axis=0) for k in np.unique(index)])
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(means) for b in means[:i]]
+    return float(np.mean(apart) / np.linalg.norm(means.mean(axis=0)))
+
+
 TRUST_WORDS = {
     "trust": "cosine of foretold and found change of the data; 1: linear over the ensemble",
     "kappa": "square innovation over its expectation; near 1 is good, above 3 is not",
@@ -71,6 +114,16 @@ def text(summary):
         lines.append(f"  {name:32s} {shown}{scatter}")
     for name, values in summary.get("trust", {}).items():
         lines.append(f"  {name:32s} {', '.join(f'{value:.2f}' for value in values)}   ({TRUST_WORDS[name]})")
+    if "calibration" in summary:
+        found = summary["calibration"]
+        lines.append(f"  {'spread-skill ratio, coverage':32s} {found['ssr']:.2f}, {found['coverage_90']:.0%} of the "
+                     "points in 90 % intervals")
+    if "disagreement" in summary:
+        lines.append(f"  {'disagreement of the ensembles':32s} {summary['disagreement']:.3f}   (distance of two means "
+                     "over the norm of the pooled one)")
+    if summary["method"] == "enkg-r" and summary["ensembles"] > 1:
+        shares = ", ".join(f"{weight:.3f}" for weight in summary["weights"])
+        lines.append(f"  {'weights of the ensembles':32s} {shares}   (by misfit)")
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in wall.items() if part != "total")
     lines.append(f"  {'forward calls':32s} {ledger['fwd_total']} ({ledger['fwd_seq']} sequential), "
                  f"{ledger['failed_fwd']} failed")
@@ -79,10 +132,18 @@ def text(summary):
     return "\n".join(lines)
 
 
-def figure(result, history, title, notes=""):
+def caption(summary):
+    """What a reader must know beside the picture: how far to trust it, what the spread is, what the data are."""
+    trusted = [f"{name} {', '.join(f'{value:.2f}' for value in values)}: {TRUST_WORDS[name]}"
+               for name, values in summary["trust"].items()]
+    return [words for words in ("; ".join(trusted), summary["spread"], summary["notes"]) if words]
+
+
+def figure(result, history, title):
     """The generic figure of a result: mean, spread, particles; data and prediction; misfit and spread against sigma.
 
-    result : mapping with mean, std (*event), ensemble (J, *event), observation (m,), predictions (J, m), maybe truth.
+    result : mapping with mean, std (*event), ensemble (J, *event), observation (m,), predictions (J, m), caption, maybe
+    truth, calibration.
     history : list of history lines. Returns a matplotlib Figure.
     """
     from matplotlib.figure import Figure
@@ -114,11 +175,14 @@ def figure(result, history, title, notes=""):
     data.set_title("observation", fontsize=9)
     data.legend(fontsize=7)
     draw_history(conv, history)
-    for ax in axes[2][2:]:
+    if "calibration" in result:
+        axes[2][2].plot(*zip(*result["calibration"]["coverage"]), "o-", ms=3, lw=1)
+        axes[2][2].plot([0, 1], [0, 1], "k:", lw=1)
+        axes[2][2].set_title("coverage of the truth against nominal", fontsize=9)
+    for ax in axes[2][2 + ("calibration" in result):]:
         ax.set_axis_off()
     page.suptitle(title, fontsize=11)
-    words = "\n".join(filter(None, (notes, NOT_A_POSTERIOR)))
-    page.text(0.5, -0.01, words, ha="center", va="top", fontsize=7, wrap=True)
+    page.text(0.5, -0.01, "\n".join(result["caption"]), ha="center", va="top", fontsize=7, wrap=True)
     return page
 
 

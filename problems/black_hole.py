@@ -264,7 +264,7 @@ def _problem(name, observation, closures, phases, amplitudes, sigmas, *, flux=No
     def figure(result):
         from problems.black_hole_figure import draw
 
-        return draw(result, forward, data, observation, field_of_view, flux_jy, name, notes)
+        return draw(result, forward, data, observation, field_of_view, flux_jy, name)
 
     return Problem(name=name, event_shape=(PIXELS, PIXELS), forward=forward, observation=data, scale=forward.scale,
                    shift=forward.shift, units="peak pixel", truth=truth, forward_vjp=forward.vjp, prior=PRIOR,

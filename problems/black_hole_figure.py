@@ -9,9 +9,6 @@ import numpy as np
 from problems.radio_metrics import FWHM_PER_SIGMA, best_shifts, ring_fit, shifted
 from problems.vlbi import MICROARCSECOND, chi2_log_amplitude, chi2_phase
 
-HONESTY = ("The ensemble spread is not an error bar: EnKG does not sample a posterior, and more particles do not make "
-           "it one. The scatter between independent ensembles is the honest measure of what is not determined.")
-
 
 def beam(u, v):
     """Ellipse of the equally weighted beam: FWHM (major, minor) in micro-arcseconds, degrees East of North.
@@ -26,13 +23,13 @@ def beam(u, v):
     return major, minor, float(np.rad2deg(np.arctan2(east, north)) % 180)
 
 
-def draw(result, forward, data, observation, field_of_view, flux_jy, name, notes=""):
+def draw(result, forward, data, observation, field_of_view, flux_jy, name):
     """Figure of a result.
 
     Parameters
     ----------
-    result : mapping            ensemble (J, n, n) of normalised images; maybe ensemble_index (J,), truth (n, n),
-        predictions (J, m), history (list of {sigma, misfit, spread, ensemble})
+    result : mapping            ensemble (J, n, n) of normalised images; maybe mean, truth (n, n), ensemble_index (J,),
+        predictions (J, m), history (list of {sigma, misfit, spread, ensemble}), caption (list of sentences)
     forward, data               ``black_hole.ClosureForward`` and the ``Observation`` it predicts
     observation : vlbi.Visibilities   for the beam
     field_of_view, flux_jy      micro-arcseconds; every image is rescaled to this total flux for display
@@ -45,7 +42,8 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name, notes
     index = np.asarray(result.get("ensemble_index", np.zeros(len(ensemble), int)))
     groups = [ensemble[index == k] for k in np.unique(index)]
     means = np.stack([group.mean(axis=0) for group in groups])
-    mean, history, truth = ensemble.mean(axis=0), result.get("history", ()), result.get("truth")
+    mean, history = np.asarray(result.get("mean", ensemble.mean(axis=0))), result.get("history", ())
+    truth = result.get("truth")
     extent = field_of_view / 2 * np.array([1, -1, -1, 1])  # column 0 is East, row 0 is North
 
     def to_flux(image):
@@ -56,7 +54,7 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name, notes
     if truth is not None:
         main.append(("truth", to_flux(np.asarray(truth)), "afmhot"))
     within = np.sqrt(np.mean([group.var(axis=0) for group in groups], axis=0))
-    main.append(("spread of the particles (not an error bar)", 1e3 * flux_jy * within / mean.sum(), "viridis"))
+    main.append(("spread of the particles (see below)", 1e3 * flux_jy * within / mean.sum(), "viridis"))
     if len(groups) > 1:
         moved = [shifted(m, int(r), int(c)) for m, (r, c) in zip(means, best_shifts(means, means[0]))]
         scatter = np.std(moved, axis=0, ddof=1)
@@ -105,7 +103,7 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name, notes
     found = "no ring found" if np.isnan(ring.diameter) else \
         f"ring of {ring.diameter:.1f} micro-arcseconds, bright side {ring.position_angle:.0f} degrees East of North"
     page.suptitle(f"{name}: {found}. North is up, East is left; images scaled to {flux_jy:g} Jy", fontsize=12)
-    words = "\n".join(textwrap.wrap(HONESTY, 180) + textwrap.wrap(notes, 180))
+    words = "\n".join(line for words in result.get("caption", ()) for line in textwrap.wrap(words, 180))
     page.text(0.5, -0.005, words, ha="center", va="top", fontsize=8)
     return page
 

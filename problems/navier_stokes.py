@@ -478,11 +478,14 @@ def _notes(own, noise, data_solver, measured):
 
 
 def _figure(result):
-    """Truth, observation (unobserved points grey), mean, error and spread; ``result`` holds physical units."""
+    """Truth, observation (unobserved points grey), mean, error and spread; below, particles and, where the truth is
+    known, the calibration of the spread. ``result`` holds physical units.
+    """
+    import textwrap
+
     from matplotlib.figure import Figure
 
-    mean, spread = np.asarray(result["mean"]), np.asarray(result["std"])
-    truth = result.get("truth")
+    mean, spread, truth = np.asarray(result["mean"]), np.asarray(result["std"]), result.get("truth")
     n = mean.shape[-1]
     seen = np.full((n, n), np.nan)
     seen[::STRIDE, ::STRIDE] = np.reshape(result["observation"], (n // STRIDE, n // STRIDE))
@@ -490,13 +493,29 @@ def _figure(result):
     if truth is not None:
         truth = np.asarray(truth)
         panels = [("truth", truth), *panels[:2], ("error (mean - truth)", mean - truth), panels[2]]
+    ensemble = np.asarray(result["ensemble"])
+    particles = [(f"particle {j}", ensemble[j]) for j in range(min(3, len(ensemble)))]
     top = float(np.nanmax(np.abs(seen if truth is None else truth)))
-    figure = Figure(figsize=(3.2 * len(panels), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(panels))
-    for axis, (title, image) in zip(axes, panels):
+    figure = Figure(figsize=(3.2 * len(panels), 6.4), layout="constrained")
+    axes = figure.subplots(2, len(panels))
+    for axis, (title, image) in zip([*axes[0], *axes[1]], [*panels, *particles]):
         axis.set_facecolor("0.8")
         limits = {"cmap": "RdBu_r", "vmin": -top, "vmax": top} if title != "spread" else {"cmap": "viridis", "vmin": 0}
         drawn = axis.imshow(image.T, origin="lower", interpolation="nearest", **limits)  # x to the right, y upwards
         figure.colorbar(drawn, ax=axis, shrink=0.75)
         axis.set(title=title, xticks=[], yticks=[])
+    rest = list(axes[1][len(particles):])
+    if "calibration" in result:
+        ranks, covered = result["calibration"]["rank_histogram"], result["calibration"]["coverage"]
+        rest[0].bar(np.arange(len(ranks)), ranks, width=0.9)
+        rest[0].axhline(1.0, color="k", ls=":")
+        rest[0].set(title="rank of the truth (calibrated: flat)", xticks=[])
+        rest[1].plot(*zip(*covered), "o-", ms=4)
+        rest[1].plot([0, 1], [0, 1], "k:")
+        rest[1].set(title="coverage against nominal", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        rest = rest[2:]
+    for axis in rest:
+        axis.set_axis_off()
+    words = [line for sentence in result.get("caption", ()) for line in textwrap.wrap(sentence, 200)]
+    figure.text(0.5, -0.01, "\n".join(words), ha="center", va="top", fontsize=8)
     return figure

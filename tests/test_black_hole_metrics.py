@@ -211,7 +211,8 @@ def test_the_figure_shows_every_ensemble_and_says_that_the_spread_is_no_error_ba
     history = [{"ensemble": k, "sigma": 0.5**i, "misfit": 2.0 + 0.5**i, "spread": 0.5**i}
                for k in range(ensembles) for i in range(5)]
     result = {"ensemble": ensemble, "ensemble_index": np.repeat(np.arange(ensembles), 4), "history": history,
-              "predictions": problem.forward(2 * ensemble - 1), "truth": problem.truth}
+              "predictions": problem.forward(2 * ensemble - 1), "truth": problem.truth,
+              "caption": ["The spread is not an error bar."]}
     page = problem.figure(result)
     axes = page.get_axes()
     words = " ".join([page.get_suptitle(), *(t.get_text() for t in page.texts), *(a.get_title() for a in axes)])

@@ -71,7 +71,8 @@ def test_that_navier_stokes_is_solved_with_the_gaussian_of_its_fields(size, tmp_
     assert summary["metrics"] == pytest.approx(problem.score(result["ensemble"]))
     assert {"relative_l2_particles", "relative_l2_mean", "relative_l2_zero_field", "relative_l2_prior_mean",
             "relative_l2_prior_sample"} == set(summary["metrics"])
-    assert len(summary["trust"]["trust"]) == 1 and abs(summary["trust"]["trust"][0]) <= 1
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert summary["trust"]["trust"] == [np.median([line["trust"] for line in lines if line["trust"] is not None])]
 
 
 def test_that_the_data_of_the_finer_solver_are_other_data(tmp_path):
@@ -93,6 +94,22 @@ def test_that_enkg_r_says_which_noise_it_assumed_and_how_far_to_trust_it(tmp_pat
     assert summary["trust"] == {"kappa": [last["kappa"]], "noise_ratio": [last["noise_ratio"]],
                                 "chi2": [last["mean_misfit"]]}
     assert "kappa" in capsys.readouterr().out
+
+
+def test_that_ensembles_are_pooled_by_how_well_they_fit():
+    from enkg_ref import report
+
+    rng = np.random.default_rng(0)
+    good, alike, bad = (rng.normal(mean, 2.0, 400) for mean in (20.0, 20.5, 60.0))
+    weights = report.weights_by_misfit([good, alike, bad])
+    assert weights[1] / weights[0] == pytest.approx(np.exp(-0.5 * (alike.mean() - good.mean()) ** 2 / good.var()))
+    assert weights.sum() == pytest.approx(1) and weights[2] < 1e-12
+    assert report.resampled(np.full(7, 1 / 7)).tolist() == list(range(7))
+    shares = np.array([0.5, 0.25, 0.25, 0.0])
+    assert report.resampled(shares).tolist() == [0, 0, 1, 2]
+    # two ensembles with means 1 and 3 of norm 2 in the middle are a distance 2 apart
+    ensemble = np.array([[0.0], [2.0], [2.0], [4.0]])
+    assert report.disagreement(ensemble, np.array([0, 0, 1, 1])) == pytest.approx(1.0)
 
 
 def test_that_two_processes_give_the_ensembles_of_one(tmp_path):
