@@ -39,7 +39,7 @@ class Item:
     problem : a ``Problem`` with a truth;  likelihood : of its observation;  denoise : D(x, sigma)
     denoise_vjp, correction, reference : what gradient methods, DEFT and EnKG-R need beside, or None
     sigma_range : (smallest, largest) noise level of the prior;  dtype : of the particles
-    operator_norm : ||Gamma^-1/2 J_G||, from which diffpir and pnpdm take their steps; measured if None
+    norm : item -> ||Gamma^-1/2 J_G||, from which diffpir and pnpdm take their steps
     extra : ensemble in prior units (J, *event) -> {name: float}, figures of merit beside those of ``metrics``
     known : {row name: field in physical units}, answers without a run, such as the prior mean
     """
@@ -52,7 +52,7 @@ class Item:
     reference: Any = None
     sigma_range: tuple[float, float] = (0.002, 80.0)
     dtype: str = "float64"
-    operator_norm: float | None = None
+    norm: Callable = lambda item: operator_norm(item)  # noqa: E731
     extra: Callable | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class Item:
 
     def counted(self, ledger):
         """The same item whose calls the ledger counts."""
-        forward_vjp = None if self.forward_vjp is None else count_forward_vjp(ledger, self.forward_vjp)
+        forward_vjp = None if self.forward_vjp is None else ledger.forward_vjp(self.forward_vjp)
         problem = _Counted(self.problem, ledger.forward(self.forward), forward_vjp)
         return dataclasses.replace(
             self, problem=problem, denoise=ledger.denoiser(self.denoise),
@@ -95,17 +95,6 @@ class _Counted:
         return getattr(self._problem, name)
 
 
-def count_forward_vjp(ledger, call):
-    """Count (x, v) -> J_G(x)' v as a forward VJP only: its forward value is the ``y_pred`` of the same step."""
-    def wrapped(x, v):
-        ledger.counts["fwd_vjp_total"] += x.shape[0]
-        ledger.counts["fwd_vjp_seq"] += 1
-        with ledger.clock("forward"):
-            return call(x, v)
-
-    return wrapped
-
-
 # ------------------------------------------------------------------------------------------------------------- methods
 @dataclass(frozen=True)
 class Method:
@@ -119,23 +108,30 @@ class Method:
 STEPS = (1000, 500, 250, 100, 50, 25, 10)  # of the diffusion, longest first
 
 
-def _steps(name, budget, cost, rows, settings, least=1, steps=STEPS):
+def _steps(name, budget, cost, rows, settings, least=1, steps=STEPS, first=0.0):
     """The largest N of ``steps`` for which ``budget`` pays ``rows`` rows of cost(N) each, else half as many, a quarter,
 
-    ``least``; and the number of rows. Raises ValueError with the least budget.
+    ``least``; and the number of rows. ``first`` is spent before. Raises ValueError with the least budget.
     """
     steps = (settings["steps"],) if "steps" in settings else steps
     for wanted in (rows, max(rows // 2, least), max(rows // 4, least), least):
         for n in steps:
-            if budget >= wanted * cost(n):
-                return n, int(budget // cost(n))
-    raise ValueError(f"budget: got {budget} forward calls for {name}, expected at least "
-                     f"{math.ceil(least * cost(min(steps)))}")
+            if budget - first >= wanted * cost(n):
+                return n, int((budget - first) // cost(n))
+    _at_least(name, budget, math.ceil(first + least * cost(min(steps))))
 
 
 def _at_least(name, budget, least):
     if budget < least:
         raise ValueError(f"budget: got {budget} forward calls for {name}, expected at least {least}")
+
+
+POWER_ITERATIONS = 8
+
+
+def _norm_cost(c_vjp):
+    """Forward equivalents of `operator_norm`."""
+    return 1 + POWER_ITERATIONS * (1 + c_vjp)
 
 
 def _vp(item):
@@ -223,8 +219,9 @@ def _plan_dps(item, budget, c_vjp, seed, settings):
 def _plan_diffpir(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
     rows = settings.pop("rows", 8)
-    steps, R = _steps("diffpir", budget, lambda n: n * (1 + c_vjp), rows, settings, steps=STEPS[2:])
-    lam = max(1.0, 0.5 * item.operator_norm**2)  # the least at which a gradient step is stable
+    steps, R = _steps("diffpir", budget, lambda n: n * (1 + c_vjp), rows, settings, steps=STEPS[2:],
+                      first=_norm_cost(c_vjp))
+    lam = max(1.0, 0.5 * item.norm(item) ** 2)  # the least at which a gradient step is stable
     config = diffpir.Config(**{**_vp(item), "lam": lam, "failed": "keep", "seed": seed, **settings, "steps": steps})
     return diffpir.DiffPIR(item.denoise, item.likelihood, config, forward_vjp=item.forward_vjp), R
 
@@ -243,11 +240,12 @@ def _plan_mmps(item, budget, c_vjp, seed, settings):
 def _plan_pnpdm(item, budget, c_vjp, seed, settings):
     settings = {"outer": 30, "decay": 0.83, "rho_max": 10.0, **settings}
     rows = settings.pop("rows", 4)
-    cost = settings["outer"] * (1 + c_vjp)
-    _at_least("pnpdm", budget, math.ceil(cost))
+    cost, first = settings["outer"] * (1 + c_vjp), _norm_cost(c_vjp)
+    _at_least("pnpdm", budget, math.ceil(first + cost))
+    budget = budget - first
     R = max(1, min(rows, int(budget // cost)))
     low, high = item.sigma_range
-    stiffness = item.operator_norm**2 + 1.0 / settings.get("rho_min", pnpdm.Config.rho_min) ** 2
+    stiffness = item.norm(item) ** 2 + 1.0 / settings.get("rho_min", pnpdm.Config.rho_min) ** 2
     config = pnpdm.Config(**{"step": 0.5 / stiffness, "sigma_max": high, "sigma_min": max(low, 0.01), "seed": seed,
                              "inner": max(1, int(budget // (cost * R))), **settings})
     return pnpdm.PnPDM(item.denoise, item.forward_vjp, item.likelihood, config), R
@@ -295,10 +293,10 @@ MISSING = {
 }
 
 
-def operator_norm(item, iterations=8):
+def operator_norm(item, iterations=POWER_ITERATIONS):
     """||Gamma^-1/2 J_G|| at the start of every chain, x = 0, by power iteration with the adjoint and differences.
 
-    Costs ``iterations`` VJPs and one forward call more than that, which no ledger counts.
+    Costs ``iterations`` VJPs and one forward call more than that, which the ledger of the run counts.
     """
     x = np.zeros((1, *item.problem.event_shape), dtype=item.dtype)
     rng = np.random.default_rng(0)
@@ -314,15 +312,11 @@ def operator_norm(item, iterations=8):
     return norm
 
 
-def _ready(name, item):
-    """The item with its operator norm, where the method's steps depend on it."""
-    if name in ("diffpir", "pnpdm") and item.operator_norm is None:
-        return dataclasses.replace(item, operator_norm=operator_norm(item))
-    return item
-
-
 def check(methods, item, budgets, c_vjp, settings):
-    """Raises ValueError for the first method that is unknown, named twice, lacks something or cannot pay a pass."""
+    """Raises ValueError for the first method that is unknown, named twice, lacks something or cannot pay a pass.
+
+    Makes no forward call.
+    """
     for name in methods:
         if name not in METHODS:
             raise ValueError(f"methods: got {name!r}, expected some of {', '.join(METHODS)}")
@@ -332,15 +326,17 @@ def check(methods, item, budgets, c_vjp, settings):
         if lacking:
             raise ValueError(f"methods: {name} needs {MISSING[lacking[0]]}, which problem {item.problem.name} with "
                              "this prior does not have")
+    dry = dataclasses.replace(item, norm=lambda item: 1.0)
+    for name in methods:
         for budget in budgets:
-            METHODS[name].plan(_ready(name, item), budget, c_vjp, 0, settings.get(name, {}))
+            METHODS[name].plan(dry, budget, c_vjp, 0, settings.get(name, {}))
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
 def run(item, name, budget, seed, c_vjp, settings=None):
     """One run: {"status", "scores", "ledger", "cost", "config", "rows", ...}; a failure is a result too."""
     settings, ledger = settings or {}, Ledger()
-    counted = _ready(name, item).counted(ledger)
+    counted = item.counted(ledger)
     method, rows = METHODS[name].plan(counted, budget, c_vjp, seed, settings)
     noise = member_normals(seed, 0, rows, item.problem.event_shape).astype(item.dtype)
     record = {"method": name, "budget": budget, "seed": seed, "rows": rows, "config": method.config.describe(),
@@ -354,6 +350,8 @@ def run(item, name, budget, seed, c_vjp, settings=None):
     except (FloatingPointError, np.linalg.LinAlgError) as error:
         wall = time.perf_counter() - started
         record |= {"status": "failed", "why": str(error)}
+    if "correction" in METHODS[name].access:
+        ledger.counts["offline_fwd"] = getattr(item.correction, "offline_forward", 0)
     counts = ledger.as_dict()
     record["ledger"] = counts
     record["cost"] = {"forward_equivalents": counts["fwd_total"] + c_vjp * counts["fwd_vjp_total"],
@@ -452,8 +450,9 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
         records.append({**record, "file": str(path.relative_to(out))})
         if progress is not None:
             progress(record, len(records), len(wanted))
+    table, known = summarise(records), known_rows(items)
     summary = {"identity": identity, "c_vjp": c_vjp, "settings": settings, "seeds": seeds, "items": len(items),
-               "known": known_rows(items), "table": summarise(records)}
+               "base": differences(table, known), "known": known, "table": table}
     write_json(out / "comparison.json", summary)
     (out / "comparison.csv").write_text(to_csv(summary))
     (out / "comparison.txt").write_text(to_text(summary) + "\n")
@@ -525,14 +524,32 @@ def paired_difference(first, second, level=0.95, resamples=10_000, seed=0):
 
 
 def known_rows(items):
-    """Scores of answers that need no run: the zero field and what the items know, averaged over items."""
+    """{name: {score: mean, "per_item": {item: value}}} of answers that need no run: the zero field, what items know."""
     rows = {}
-    for item in items:
+    for k, item in enumerate(items):
         truth = np.asarray(item.problem.truth, dtype=np.float64)
         for name, answer in {"zero field": np.zeros_like(truth), **item.known}.items():
-            error = metrics.relative_l2_of_mean(np.asarray(answer)[None], truth)
-            rows.setdefault(name, []).append(error)
-    return {name: {"relative_l2_of_mean": float(np.mean(values))} for name, values in rows.items()}
+            rows.setdefault(name, {})[k] = metrics.relative_l2_of_mean(np.asarray(answer)[None], truth)
+    return {name: {"relative_l2_of_mean": float(np.mean(list(values.values()))), "per_item": values}
+            for name, values in rows.items()}
+
+
+def differences(table, known, metric="relative_l2_of_mean", base=None):
+    """Add to every row, known ones too, its ``metric`` minus that of ``base``, paired by item: (mean, low, high).
+
+    base : method; "enkg" where it is in the table, else the first. A row of ``table`` is compared at its own budget, a
+    known one at the largest. Items that failed on either side are left out.
+    """
+    names = [row["method"] for row in table]
+    base = base or ("enkg" if "enkg" in names else names[0])
+    of_base = {row["budget"]: row["per_item"].get(metric, {}) for row in table if row["method"] == base}
+    last = of_base[max(of_base)]
+    for row, own, other in [*((row, row["per_item"].get(metric, {}), of_base[row["budget"]]) for row in table),
+                            *((row, row["per_item"], last) for row in known.values())]:
+        both = sorted(set(own) & set(other))
+        if both:
+            row["difference"] = paired_difference([own[k] for k in both], [other[k] for k in both])
+    return base
 
 
 def summarise(records):
@@ -574,31 +591,39 @@ COLUMNS = ("relative_l2_of_mean", "relative_l2", "crps", "ssr", "coverage_90", "
 
 
 def to_text(summary, columns=COLUMNS, extra=()):
-    """The table for a terminal: mean and 95 % interval of the error of the mean, means of the other scores, costs."""
-    columns = [*columns, *extra]
-    head = f"{'method':12s} {'budget':>8s} {'rows':>5s} {'steps':>5s} {'failed':>7s}  {columns[0]:>26s}  {'median':>8s}"
-    head += "".join(f" {name[:12]:>12s}" for name in columns[1:])
-    head += f" {'F':>9s} {'depth':>8s} {'denoiser':>9s} {'seconds':>8s}"
-    lines = [head]
-    for row in sorted(summary["table"], key=lambda row: (row["budget"], row["mean"].get(columns[0], math.inf))):
-        def shown(name, row=row):
-            value = row["mean"].get(name)
-            return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"
+    """The table for a terminal: mean and 95 % interval of the error of the mean, its paired difference to the base
 
-        low, high = row["low"].get(columns[0]), row["high"].get(columns[0])
-        interval = f" [{low:.3g}, {high:.3g}]" if low is not None and math.isfinite(low) else ""
-        median = row["median"].get(columns[0])
-        line = (f"{row['method']:12s} {row['budget']:8d} {row['rows']:5d} {row['steps'] or '-':>5} "
-                f"{row['failed']:3d}/{row['runs']:<3d}  {shown(columns[0]) + interval:>26s}  "
-                f"{'-' if median is None else f'{median:.4g}':>8s}")
-        line += "".join(f" {shown(name):>12s}" for name in columns[1:])
+    method, means of the other scores, costs.
+    """
+    columns, wide = [*columns, *extra], 24
+    against = f"minus {summary['base']}, paired"
+    lines = [f"{'method':12s} {'budget':>8s} {'rows':>5s} {'steps':>5s} {'failed':>7s} {columns[0]:>{wide}s} "
+             f"{against:>{wide}s} {'median':>8s}" + "".join(f" {name[:12]:>12s}" for name in columns[1:])
+             + f" {'F':>9s} {'depth':>8s} {'denoiser':>9s} {'seconds':>8s}"]
+
+    def number(value):
+        return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+    def interval(mean, low, high, sign=""):
+        if mean is None or not math.isfinite(mean):
+            return "-"
+        return f"{mean:{sign}.3g}" + (f" [{low:.3g}, {high:.3g}]" if math.isfinite(low) else "")
+
+    for row in sorted(summary["table"], key=lambda row: (row["budget"], row["mean"].get(columns[0], math.inf))):
+        error = interval(*(row[kind].get(columns[0], math.nan) for kind in ("mean", "low", "high")))
+        difference = "" if row["method"] == summary["base"] else interval(*row.get("difference", (None,) * 3), "+")
         cost = row["cost"]
-        lines.append(line + f" {cost['forward_equivalents']:9.0f} {cost['depth']:8.0f} {cost['denoiser']:9.0f} "
-                            f"{cost['seconds']:8.2f}")
-    for name, scores in summary["known"].items():
-        lines.append(f"{name:12s} {'':8s} {'':5s} {'':5s} {'':7s}  {scores['relative_l2_of_mean']:>26.4g}")
+        lines.append(f"{row['method']:12s} {row['budget']:8d} {row['rows']:5d} {row['steps'] or '-':>5} "
+                     f"{row['failed']:3d}/{row['runs']:<3d} {error:>{wide}s} {difference:>{wide}s} "
+                     f"{number(row['median'].get(columns[0])):>8s}"
+                     + "".join(f" {number(row['mean'].get(name)):>12s}" for name in columns[1:])
+                     + f" {cost['forward_equivalents']:9.0f} {cost['depth']:8.0f} {cost['denoiser']:9.0f} "
+                       f"{cost['seconds']:8.2f}")
+    for name, row in summary["known"].items():
+        lines.append(f"{name:41s} {number(row['relative_l2_of_mean']):>{wide}s} "
+                     f"{interval(*row.get('difference', (None,) * 3), '+'):>{wide}s}")
     lines.append(f"mean over {summary['items']} items x {summary['seeds']} seeds [95 % bootstrap-t over items]; "
-                 f"F = forward calls + {summary['c_vjp']:g} x forward VJPs")
+                 f"F = forward calls + {summary['c_vjp']:g} x forward VJPs; seconds: one run, machine shared")
     return "\n".join(lines)
 
 
@@ -608,11 +633,16 @@ def to_csv(summary):
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["method", "budget", "runs", "failed", "score", "mean", "low", "high", "median",
                      "forward_equivalents", "depth", "denoiser", "seconds"])
+    for name, row in summary["known"].items():
+        writer.writerow([name, "", "", "", "relative_l2_of_mean", row["relative_l2_of_mean"]] + [""] * 7)
     for row in summary["table"]:
         cost = [row["cost"][key] for key in ("forward_equivalents", "depth", "denoiser", "seconds")]
         for name in row["mean"] or [""]:
             writer.writerow([row["method"], row["budget"], row["runs"], row["failed"], name,
                              *(row[kind].get(name, "") for kind in ("mean", "low", "high", "median")), *cost])
+        if "difference" in row:
+            writer.writerow([row["method"], row["budget"], row["runs"], row["failed"],
+                             f"relative_l2_of_mean minus {summary['base']}", *row["difference"], "", *cost])
     return file.getvalue()
 
 

@@ -44,15 +44,11 @@ class Ledger:
         return wrapped
 
     def forward_vjp(self, call):
-        """Wrap (x, v) -> J_G(x)^T v. The forward value inside is counted as a forward call too (rule 3)."""
-        counted = self._wave(call, "fwd_vjp", "forward")
+        """Wrap (x, v) -> J_G(x)^T v: fwd_vjp_total, fwd_vjp_seq.
 
-        def wrapped(x, v):
-            self.counts["fwd_total"] += x.shape[0]
-            self.counts["fwd_seq"] += 1
-            return counted(x, v)
-
-        return wrapped
+        The forward value inside is one forward call (rule 3): the one that gave v, which `forward` has counted.
+        """
+        return self._wave(call, "fwd_vjp", "forward")
 
     def denoiser(self, call):
         """Wrap D(x, sigma): den_total, den_seq and one physical network execution per row."""

@@ -94,6 +94,24 @@ def test_wall_time_is_accounted_for():
     assert wall["forward"] + wall["denoiser"] + wall["update"] >= 0.98 * wall["total"]
 
 
+@pytest.mark.parametrize("name", ["diffpir", "pnpdm"])
+def test_what_a_method_measures_to_set_its_steps_is_in_its_ledger(name):
+    record = arena.run(item(0), name, 2000, 0, 1.0)
+    given = arena.run(item(0, norm=lambda _: arena.operator_norm(item(0))), name, 2000, 0, 1.0)
+    assert record["config"] == given["config"] and record["scores"] == given["scores"]
+    for kind, calls in (("fwd", 1 + arena.POWER_ITERATIONS), ("fwd_vjp", arena.POWER_ITERATIONS)):
+        assert record["ledger"][f"{kind}_total"] - given["ledger"][f"{kind}_total"] == calls
+
+
+def test_checking_a_comparison_makes_no_call():
+    def never(*args):
+        raise AssertionError("called")
+
+    it = item(0)
+    it = arena.Item(arena._Counted(it.problem, never, never), it.likelihood, never, never, never, it.reference)
+    arena.check(list(arena.METHODS), it, [500, 2000], 1.0, {})
+
+
 # ----------------------------------------------------------------------------------------------------------- comparison
 def test_a_comparison_uses_one_set_of_data_and_continues_where_it_stopped(tmp_path):
     items, methods = [item(0), item(1), item(2)], ["enkg", "eki", "dps"]
@@ -127,6 +145,10 @@ def test_the_tables_hold_the_same_numbers(tmp_path):
     assert float(value) == row["mean"]["relative_l2_of_mean"]
     assert f"{row['mean']['relative_l2_of_mean']:.4g}" in (tmp_path / "a" / "comparison.txt").read_text()
     assert summary["known"]["zero field"]["relative_l2_of_mean"] == pytest.approx(1.0)
+    base = next(r for r in summary["table"] if r["method"] == "enkg")
+    own, other = (list(r["per_item"]["relative_l2_of_mean"].values()) for r in (row, base))
+    assert row["difference"] == arena.paired_difference(own, other) and summary["base"] == "enkg"
+    assert summary["known"]["zero field"]["difference"] == arena.paired_difference([1.0] * 3, other)
     assert row["runs"] == 6 and len(row["files"]) == 6 and (tmp_path / "a" / row["files"][0]).exists()
 
 

@@ -45,9 +45,10 @@ def test_that_a_failed_row_is_counted_once_and_stays_in_the_total():
     assert (book.counts["fwd_total"], book.counts["failed_fwd"]) == (4, 1)
 
 
-def test_that_a_forward_vjp_counts_its_value_as_a_forward_call_and_a_denoiser_vjp_its_network_run():
+def test_that_a_gradient_is_one_forward_call_and_one_forward_vjp_and_a_denoiser_vjp_its_network_run():
     book = Ledger()
-    book.forward_vjp(lambda x, v: v)(np.ones((3, 2)), np.ones((3, 2)))
+    v = book.forward(lambda x: x)(np.ones((3, 2)))  # the value that gives v is the one inside the gradient
+    book.forward_vjp(lambda x, v: v)(np.ones((3, 2)), v)
     book.denoiser_vjp(lambda x, sigma, v: (x, v))(np.ones((3, 2)), 1.0, np.ones((3, 2)))
     counts = book.as_dict()
     assert (counts["fwd_vjp_total"], counts["fwd_total"], counts["den_vjp_total"], counts["phys_net"]) == (3, 3, 3, 3)
