@@ -104,16 +104,19 @@ def metadata(sigma_data, parametrisation, command, **more):
 
 
 def write(denoiser, path, command, **more):
-    """Export the denoiser and its Gaussian, and enter both in the manifest beside them."""
+    """Export the denoiser, its VJP and its Gaussian, and enter them in the manifest beside them."""
     path, gaussian = Path(path), denoiser.gaussian
+    vjp, size = path.with_name(f"{path.stem}_vjp.onnx"), (kerr_disc.SIZE, kerr_disc.SIZE)
     wiener = f"Wiener denoiser of {4 * COMPONENTS} principal components and an isotropic rest"
     for module, file, form, facts in (
         (denoiser, path, f"D = W + c F inside the graph: W {wiener}, c its posterior deviation, F a U-Net", more),
         (gaussian, path.with_name(f"{path.stem}-gaussian.onnx"), wiener, {}),
     ):
         about = metadata(gaussian.deviation, form, command, **facts)
-        export.export_denoiser(module, file, (kerr_disc.SIZE, kerr_disc.SIZE), about)
-        register_prior(file.stem, file, manifest=path.parent / "manifest.json")
+        export.export_denoiser(module, file, size, about)
+        if module is denoiser:
+            export.export_vjp(module, vjp, size, about)
+        register_prior(file.stem, file, vjp if module is denoiser else None, manifest=path.parent / "manifest.json")
 
 
 def main(arguments=None):

@@ -93,8 +93,9 @@ def error_table(average, clean, deviation):
 
 
 def write(denoiser, path, size, count, command, **more):
-    """Export the denoiser and its Gaussian, and enter both in the manifest beside them."""
+    """Export the denoiser, its VJP and its Gaussian, and enter them in the manifest beside them."""
     path, own = Path(path), vorticity.preset(size)
+    vjp = path.with_name(f"{path.stem}_vjp.onnx")
     facts = {
         "sigma_min": edm.SIGMA_MIN, "sigma_max": edm.SIGMA_MAX, "sigma_data": round(denoiser.gaussian.deviation, 6),
         "units": f"vorticity, Re = {own.flow.reynolds:g}, {size} x {size} points, y along the last axis",
@@ -109,8 +110,11 @@ def write(denoiser, path, size, count, command, **more):
         (denoiser, path, "Wiener denoiser + posterior deviation x U-Net, inside the graph", more),
         (denoiser.gaussian, gaussian, "Wiener denoiser: mean profile and power spectrum", {}),
     ):
-        export.export_denoiser(module, file, (size, size), {**facts, "parametrisation": form, **extra})
-        register_prior(file.stem, file, manifest=file.parent / "manifest.json")
+        about = {**facts, "parametrisation": form, **extra}
+        export.export_denoiser(module, file, (size, size), about)
+        if module is denoiser:
+            export.export_vjp(module, vjp, (size, size), about)
+        register_prior(file.stem, file, vjp if module is denoiser else None, manifest=file.parent / "manifest.json")
 
 
 def main(arguments=None):
