@@ -40,7 +40,6 @@ class Item:
     denoise_vjp, correction, reference : what gradient methods, DEFT and EnKG-R need beside, or None
     sigma_range : (smallest, largest) noise level of the prior;  dtype : of the particles
     norm : item -> ||Gamma^-1/2 J_G||, from which diffpir and pnpdm take their steps
-    extra : ensemble in prior units (J, *event) -> {name: float}, figures of merit beside those of ``metrics``
     known : {row name: field in physical units}, answers without a run, such as the prior mean
     """
 
@@ -53,7 +52,6 @@ class Item:
     sigma_range: tuple[float, float] = (0.002, 80.0)
     dtype: str = "float64"
     norm: Callable = lambda item: operator_norm(item)  # noqa: E731
-    extra: Callable | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -102,6 +100,7 @@ class Method:
 
     plan: Callable
     access: frozenset
+    words: str
     spends: str
 
 
@@ -270,19 +269,33 @@ def _plan_deft(item, budget, c_vjp, seed, settings):
 
 
 METHODS = {
-    "enkg": Method(_plan_enkg, enkg.EnKG.ACCESS, "J particles at 40 levels, fewer levels where J would be below 64"),
-    "enkg-r": Method(_plan_enkg_r, regressed.EnKGR.ACCESS | {"reference"}, "16 to 64 particles, the rest in levels"),
-    "eki": Method(_plan_eki, baselines.EKI.ACCESS, "as many iterations as particles; starts from draws of the prior"),
-    "scg": Method(_plan_scg, baselines.SCG.ACCESS, "candidates per step, fewer steps where they would be below 8"),
-    "dpg": Method(_plan_dpg, baselines.DPG.ACCESS, "queries per step, fewer steps where they would be below 16"),
-    "forward-gsg": Method(_plan_gsg("forward"), baselines.GSG.ACCESS, "queries per step, as dpg"),
-    "central-gsg": Method(_plan_gsg("central"), baselines.GSG.ACCESS, "queries per step, as dpg"),
-    "dps": Method(_plan_dps, baselines.DPS.ACCESS, "chains in one batch, fewer steps where they would be below 8"),
-    "diffpir": Method(_plan_diffpir, baselines.DiffPIR.ACCESS, "chains in one batch, at most 250 steps"),
-    "mmps": Method(_plan_mmps, baselines.MMPS.ACCESS, "chains in one batch, at most 100 steps"),
-    "pnpdm": Method(_plan_pnpdm, baselines.PnPDM.ACCESS, "Langevin steps of 4 chains, 30 outer steps"),
-    "deft": Method(_plan_deft, baselines.DEFT.ACCESS, "nothing online; its forward calls were spent in training"),
-    "blade": Method(_plan_blade, baselines.Blade.ACCESS, "particles, then likelihood steps, 10 outer steps"),
+    "enkg": Method(_plan_enkg, enkg.EnKG.ACCESS, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175",
+                   "J particles at 40 levels, fewer levels where J would be below 64"),
+    "enkg-r": Method(_plan_enkg_r, regressed.EnKGR.ACCESS | {"reference"},
+                     "our extension, not in the paper: regressed sensitivities",
+                     "16 to 64 particles, the rest in levels"),
+    "eki": Method(_plan_eki, baselines.EKI.ACCESS, "ensemble Kalman inversion, Iglesias et al. 2013",
+                  "as many iterations as particles; starts from draws of the prior"),
+    "scg": Method(_plan_scg, baselines.SCG.ACCESS, "stochastic control guidance, Huang et al. 2024",
+                  "candidates per step, fewer steps where they would be below 8"),
+    "dpg": Method(_plan_dpg, baselines.DPG.ACCESS, "diffusion policy gradient, Tang et al. 2024",
+                  "queries per step, fewer steps where they would be below 16"),
+    "forward-gsg": Method(_plan_gsg("forward"), baselines.GSG.ACCESS, "DPS with a smoothed gradient, one-sided",
+                          "queries per step, as dpg"),
+    "central-gsg": Method(_plan_gsg("central"), baselines.GSG.ACCESS, "DPS with a smoothed gradient, two-sided",
+                          "queries per step, as dpg"),
+    "dps": Method(_plan_dps, baselines.DPS.ACCESS, "diffusion posterior sampling, Chung et al. 2023",
+                  "chains in one batch, fewer steps where they would be below 8"),
+    "diffpir": Method(_plan_diffpir, baselines.DiffPIR.ACCESS, "denoise, fit, re-noise, Zhu et al. 2023",
+                      "chains in one batch, at most 250 steps"),
+    "mmps": Method(_plan_mmps, baselines.MMPS.ACCESS, "moment matching posterior sampling, Rozet et al. 2024",
+                   "chains in one batch, at most 100 steps"),
+    "pnpdm": Method(_plan_pnpdm, baselines.PnPDM.ACCESS, "split Gibbs with Langevin steps, Wu et al. 2024",
+                    "Langevin steps of 4 chains, 30 outer steps"),
+    "deft": Method(_plan_deft, baselines.DEFT.ACCESS, "a correction network trained beforehand, Denker et al. 2024",
+                   "nothing online; its forward calls were spent in training"),
+    "blade": Method(_plan_blade, baselines.Blade.ACCESS, "ensemble split Gibbs, arXiv 2510.10968",
+                    "particles, then likelihood steps, 10 outer steps"),
 }
 MISSING = {
     "denoiser_vjp": "a prior with a VJP (the *_vjp.onnx beside the denoiser, or an analytic prior)",
@@ -378,8 +391,6 @@ def score(item, x, ledger=None):
         scores["relative_l2_of_best_fit"] = metrics.relative_l2_of_mean(physical[best:best + 1], problem.truth)
     if problem.score is not None:
         scores |= {key: value for key, value in problem.score(physical).items() if isinstance(value, (int, float))}
-    if item.extra is not None:
-        scores |= item.extra(x)
     return {key: float(value) for key, value in scores.items()}
 
 
@@ -405,16 +416,18 @@ def vjp_cost(item, rows=32, repeats=3):
     return clock(item.forward_vjp, x, v) / clock(item.forward, x)
 
 
-def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, about=None, progress=None):
+def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, about=None, progress=None,
+            metric="relative_l2_of_mean"):
     """Run every method at every budget on every item with every seed, and write the tables. Continues what is there.
 
     items : sequence of `Item`;  methods : names of ``METHODS``;  seeds : number of seeds;  out : folder
     settings : {method: {setting: value}}, tuned on other items;  c_vjp : cost of a forward VJP beyond the value inside
         it, in forward calls; measured on the first item if None, and kept in the folder
     about : JSON-able, what the comparison is of; a folder of another comparison is refused
-    progress : called with (record, runs done, runs in all)
+    progress : called with (record, runs done, runs in all);  metric : the score that the tables sort and pair by
 
-    Returns the summary that is also written to ``comparison.json``; see `summarise`.
+    Returns the summary that is also written to ``results.json``, beside table.txt, table.csv, pareto.png and one record
+    per run in ``runs``; see `summarise`.
     """
     items, methods, budgets, settings = list(items), list(methods), list(budgets), settings or {}
     out = Path(out)
@@ -452,10 +465,10 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
             progress(record, len(records), len(wanted))
     table, known = summarise(records), known_rows(items)
     summary = {"identity": identity, "c_vjp": c_vjp, "settings": settings, "seeds": seeds, "items": len(items),
-               "base": differences(table, known), "known": known, "table": table}
-    write_json(out / "comparison.json", summary)
-    (out / "comparison.csv").write_text(to_csv(summary))
-    (out / "comparison.txt").write_text(to_text(summary) + "\n")
+               "metric": metric, "base": differences(table, known, metric), "known": known, "table": table}
+    write_json(out / "results.json", summary)
+    (out / "table.csv").write_text(to_csv(summary))
+    (out / "table.txt").write_text(to_text(summary) + "\n")
     try:
         pareto_figure(summary).savefig(out / "pareto.png", dpi=130)
     except ImportError:  # the plot needs matplotlib; the tables do not
@@ -469,21 +482,47 @@ def _digest(settings):
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def tune(items, name, candidates, budget, out, c_vjp=None, metric="relative_l2_of_mean", progress=None):
-    """The candidate settings with the smallest median ``metric`` over items that no test uses, and all medians.
+CANDIDATES = {  # four per method; {} is the default or, translated to the whitened loss, the published setting
+    "enkg": [{}, {"guidance": 1.0}, {"guidance": 0.5}, {"updates": 1}],
+    "enkg-r": [{}, {"model_noise": 1.0}, {"model_noise": 0.25}, {"noise_floor": 1.0}],
+    "eki": [{}, {"guidance": 1.0}, {"guidance": 0.5}, {"kalman": True}],
+    "scg": [{}, {"threshold": 0.0}, {"threshold": 0.5}, {"steps": 50}],
+    "dpg": [{}, {"guidance": 16.0}, {"guidance": 4.0}, {"guidance": 1.0}],
+    "forward-gsg": [{}, {"guidance": 0.3}, {"guidance": 0.1}, {"guidance": 0.01}],
+    "central-gsg": [{}, {"guidance": 0.3}, {"guidance": 0.1}, {"guidance": 0.01}],
+    "dps": [{}, {"guidance": 0.1}, {"guidance": 0.03}, {"guidance": 0.01}],
+    "diffpir": [{}, {"xi": 0.3}, {"xi": 0.1}, {"rows": 2}],
+    "mmps": [{}, {"sigma_max": 10.0}, {"solver": 2}, {"damping": 0.3}],
+    "pnpdm": [{}, {"rho_max": 3.0, "rho_min": 0.1}, {"rho_max": 3.0, "rho_min": 0.3}, {"outer": 15, "decay": 0.7}],
+    "blade": [{}, {"mode": "correction", "guidance": 1.0, "rho_max": 4.0, "rho_min": 0.1},
+              {"guidance": 1.0, "rho_max": 2.0, "rho_min": 0.1}, {"guidance": 40.0, "rho_max": 4.0, "rho_min": 0.1}],
+}
 
-    candidates : list of {setting: value}; the published setting belongs among them. A failure counts as infinite.
-    Every candidate is one ``compare`` in a folder of its own under ``out``. Returns (settings, trials).
+
+def tune(items, name, budget, out, c_vjp=None, metric="relative_l2_of_mean", candidates=None):
+    """The candidate settings with the best median ``metric`` over items that no test uses, and all medians.
+
+    candidates : list of {setting: value}, ``CANDIDATES[name]`` if None; one that cannot pay ``budget`` is left out, a
+    failure counts as worst. Every candidate is one ``compare`` in a folder of its own under ``out``.
+    Returns (settings, trials).
     """
-    trials = []
-    for settings in candidates:
+    trials, sign = [], -1.0 if metric in LARGER_IS_BETTER else 1.0
+    c_vjp = round(vjp_cost(items[0]), 2) if c_vjp is None else c_vjp
+    for settings in candidates or CANDIDATES.get(name, [{}]):
+        try:
+            check([name], items[0], [budget], c_vjp, {name: settings})
+        except ValueError as error:
+            trials.append({"settings": settings, "median": None, "failed": str(error), "forward_equivalents": 0.0})
+            continue
         folder = Path(out) / name / _digest(settings)
-        summary = compare(items, [name], [budget], 1, folder, {name: settings}, c_vjp, progress=progress)
-        row = summary["table"][0]
-        median = row["median"].get(metric)
-        trials.append({"settings": settings, "median": math.inf if median is None or row["failed"] else median,
-                       "failed": row["failed"], "forward_equivalents": row["cost"]["forward_equivalents"]})
-    return min(trials, key=lambda trial: trial["median"])["settings"], trials
+        row = compare(items, [name], [budget], 1, folder, {name: settings}, c_vjp, metric=metric)["table"][0]
+        trials.append({"settings": settings, "median": row["median"].get(metric), "failed": row["failed"],
+                       "forward_equivalents": row["cost"]["forward_equivalents"]})
+
+    def rank(trial):
+        return math.inf if trial["median"] is None or trial["failed"] else sign * trial["median"]
+
+    return min(trials, key=rank)["settings"], trials
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -524,17 +563,26 @@ def paired_difference(first, second, level=0.95, resamples=10_000, seed=0):
 
 
 def known_rows(items):
-    """{name: {score: mean, "per_item": {item: value}}} of answers that need no run: the zero field, what items know."""
+    """Rows like those of `summarise` ("mean", "per_item") for answers without a run: the zero field, what items know.
+
+    Only scores of the mean: an answer without a run has no particles.
+    """
     rows = {}
     for k, item in enumerate(items):
         truth = np.asarray(item.problem.truth, dtype=np.float64)
         for name, answer in {"zero field": np.zeros_like(truth), **item.known}.items():
-            rows.setdefault(name, {})[k] = metrics.relative_l2_of_mean(np.asarray(answer)[None], truth)
-    return {name: {"relative_l2_of_mean": float(np.mean(list(values.values()))), "per_item": values}
-            for name, values in rows.items()}
+            answer = np.asarray(answer, dtype=np.float64)[None]
+            scores = {"relative_l2_of_mean": metrics.relative_l2_of_mean(answer, truth)}
+            if item.problem.score is not None:
+                found = item.problem.score(answer)
+                scores |= {key: found[key] for key in ("psnr_aligned", "error_to_posterior_mean") if key in found}
+            for key, value in scores.items():
+                rows.setdefault(name, {}).setdefault(key, {})[k] = float(value)
+    return {name: {"mean": {key: float(np.mean(list(values.values()))) for key, values in row.items()},
+                   "per_item": row} for name, row in rows.items()}
 
 
-def differences(table, known, metric="relative_l2_of_mean", base=None):
+def differences(table, known, metric, base=None):
     """Add to every row, known ones too, its ``metric`` minus that of ``base``, paired by item: (mean, low, high).
 
     base : method; "enkg" where it is in the table, else the first. A row of ``table`` is compared at its own budget, a
@@ -544,8 +592,8 @@ def differences(table, known, metric="relative_l2_of_mean", base=None):
     base = base or ("enkg" if "enkg" in names else names[0])
     of_base = {row["budget"]: row["per_item"].get(metric, {}) for row in table if row["method"] == base}
     last = of_base[max(of_base)]
-    for row, own, other in [*((row, row["per_item"].get(metric, {}), of_base[row["budget"]]) for row in table),
-                            *((row, row["per_item"], last) for row in known.values())]:
+    for row in (*table, *known.values()):
+        own, other = row["per_item"].get(metric, {}), of_base.get(row.get("budget"), last)
         both = sorted(set(own) & set(other))
         if both:
             row["difference"] = paired_difference([own[k] for k in both], [other[k] for k in both])
@@ -587,15 +635,19 @@ def summarise(records):
     return table
 
 
-COLUMNS = ("relative_l2_of_mean", "relative_l2", "crps", "ssr", "coverage_90", "chi2")
+COLUMNS = ("relative_l2", "crps", "ssr", "coverage_90", "chi2", "error_to_posterior_mean",
+           "spread_over_posterior_spread", "relative_l2_of_best_fit", "chi2_cp", "chi2_lca")
+LARGER_IS_BETTER = ("psnr_aligned",)
 
 
-def to_text(summary, columns=COLUMNS, extra=()):
-    """The table for a terminal: mean and 95 % interval of the error of the mean, its paired difference to the base
+def to_text(summary, columns=COLUMNS):
+    """The table for a terminal: mean and 95 % interval of the metric, its paired difference to the base method,
 
-    method, means of the other scores, costs.
+    means of the other scores, costs; best rows first.
     """
-    columns, wide = [*columns, *extra], 24
+    found = set().union(*(row["mean"] for row in summary["table"]))
+    columns, wide = [summary["metric"], *(name for name in columns if name in found)], 24
+    sign = -1.0 if columns[0] in LARGER_IS_BETTER else 1.0
     against = f"minus {summary['base']}, paired"
     lines = [f"{'method':12s} {'budget':>8s} {'rows':>5s} {'steps':>5s} {'failed':>7s} {columns[0]:>{wide}s} "
              f"{against:>{wide}s} {'median':>8s}" + "".join(f" {name[:12]:>12s}" for name in columns[1:])
@@ -609,7 +661,8 @@ def to_text(summary, columns=COLUMNS, extra=()):
             return "-"
         return f"{mean:{sign}.3g}" + (f" [{low:.3g}, {high:.3g}]" if math.isfinite(low) else "")
 
-    for row in sorted(summary["table"], key=lambda row: (row["budget"], row["mean"].get(columns[0], math.inf))):
+    for row in sorted(summary["table"], key=lambda row: (row["budget"],
+                                                                 sign * row["mean"].get(columns[0], sign * math.inf))):
         error = interval(*(row[kind].get(columns[0], math.nan) for kind in ("mean", "low", "high")))
         difference = "" if row["method"] == summary["base"] else interval(*row.get("difference", (None,) * 3), "+")
         cost = row["cost"]
@@ -620,7 +673,7 @@ def to_text(summary, columns=COLUMNS, extra=()):
                      + f" {cost['forward_equivalents']:9.0f} {cost['depth']:8.0f} {cost['denoiser']:9.0f} "
                        f"{cost['seconds']:8.2f}")
     for name, row in summary["known"].items():
-        lines.append(f"{name:41s} {number(row['relative_l2_of_mean']):>{wide}s} "
+        lines.append(f"{name:41s} {number(row['mean'].get(columns[0])):>{wide}s} "
                      f"{interval(*row.get('difference', (None,) * 3), '+'):>{wide}s}")
     lines.append(f"mean over {summary['items']} items x {summary['seeds']} seeds [95 % bootstrap-t over items]; "
                  f"F = forward calls + {summary['c_vjp']:g} x forward VJPs; seconds: one run, machine shared")
@@ -634,7 +687,8 @@ def to_csv(summary):
     writer.writerow(["method", "budget", "runs", "failed", "score", "mean", "low", "high", "median",
                      "forward_equivalents", "depth", "denoiser", "seconds"])
     for name, row in summary["known"].items():
-        writer.writerow([name, "", "", "", "relative_l2_of_mean", row["relative_l2_of_mean"]] + [""] * 7)
+        for score_name, mean in row["mean"].items():
+            writer.writerow([name, "", "", "", score_name, mean] + [""] * 7)
     for row in summary["table"]:
         cost = [row["cost"][key] for key in ("forward_equivalents", "depth", "denoiser", "seconds")]
         for name in row["mean"] or [""]:
@@ -642,14 +696,15 @@ def to_csv(summary):
                              *(row[kind].get(name, "") for kind in ("mean", "low", "high", "median")), *cost])
         if "difference" in row:
             writer.writerow([row["method"], row["budget"], row["runs"], row["failed"],
-                             f"relative_l2_of_mean minus {summary['base']}", *row["difference"], "", *cost])
+                             f"{summary['metric']} minus {summary['base']}", *row["difference"], "", *cost])
     return file.getvalue()
 
 
-def pareto_figure(summary, metric="relative_l2_of_mean"):
-    """Error against each cost axis, one line per method. Returns a matplotlib Figure."""
+def pareto_figure(summary):
+    """The metric against each cost axis, one line per method. Returns a matplotlib Figure."""
     from matplotlib.figure import Figure
 
+    metric = summary["metric"]
     page = Figure(figsize=(13, 4.6), layout="constrained")
     axes = page.subplots(1, 3, sharey=True)
     names = {"forward_equivalents": "forward equivalents", "depth": "sequential depth in solves", "seconds": "wall, s"}
@@ -664,9 +719,10 @@ def pareto_figure(summary, metric="relative_l2_of_mean"):
                     for row in rows]
             ax.errorbar(x, y, yerr=np.array(bars).T if bars else None, marker="osv^D"[k % 5], ms=4, lw=1.2,
                         capsize=2, color=f"C{k % 10}", ls="-" if k < 10 else "--", label=method)
-        for name, scores in summary["known"].items():
-            ax.axhline(scores.get(metric, math.nan), color="grey", lw=0.8, ls=":")
-            ax.annotate(name, (0.01, scores.get(metric, math.nan)), xycoords=("axes fraction", "data"), fontsize=7)
+        for name, row in summary["known"].items():
+            level = row["mean"].get(metric, math.nan)
+            ax.axhline(level, color="grey", lw=0.8, ls=":")
+            ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), fontsize=7)
         ax.set_xscale("log"), ax.set_yscale("log"), ax.set_xlabel(label)
     axes[0].set_ylabel(metric.replace("_", " "))
     page.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import __version__, extensions, ledger, members, regressed, report, runner
+from . import __version__, arena, extensions, ledger, members, regressed, report, runner
 from .enkg import PRESETS, Config, EnKG, guided_window
 from .ensemble import constant, frobenius, trace
 from .likelihood import Closures, Gaussian
@@ -73,7 +73,7 @@ def _navier_stokes(options):
     for name in ("stop", "step_rule"):
         if getattr(options, name) in ("mean", "particle", "tempered"):
             raise UsageError(f"{name}: got {getattr(options, name)} with noise-free data, expected --noise above 0")
-    if options.method == "enkg-r":  # it weighs model against measurement: without any noise there is nothing to weigh
+    if options.method != "enkg":  # they weigh model against measurement: without any noise there is nothing to weigh
         noise = regressed.assumed_noise(problem.observation.y)
         notes = f"{problem.notes} The noise-free data were inverted with an assumed noise of {noise:.3g}."
         return dataclasses.replace(problem, notes=notes,
@@ -205,6 +205,54 @@ def build_likelihood(problem):
     return Closures(data.y, data.noise, data.angular)
 
 
+def build_vjp(options, problem):
+    """(x, sigma, v) -> (D, J_D' v) of the same prior; raises where it has none."""
+    name = options.prior or problem.prior
+    if name is None:
+        return problem.denoise_vjp
+    if name == "gaussian":
+        from onnx_priors.analytic import StationaryGaussianPrior
+
+        return StationaryGaussianPrior(*problem.moments()).denoise_vjp
+    from onnx_priors.session import OnnxDenoiserVJP
+
+    file = name.removesuffix(".onnx") + "_vjp.onnx" if name.endswith(".onnx") else name
+    return OnnxDenoiserVJP(file, device=options.device, **_given(options, "chunk"))
+
+
+def build_item(options, problem, denoise, methods, lenient=False):
+    """`arena.Item`: the problem with all that ``methods`` ask of its prior.
+
+    lenient : what is not there is None, and the methods that need it can be refused; else it raises
+    """
+    needs = frozenset().union(*(arena.METHODS[name].access for name in methods))
+
+    def given(name, build):
+        if name not in needs:
+            return None
+        try:
+            return build(options, problem)
+        except (ValueError, OSError):
+            if not lenient:
+                raise
+            return None
+
+    known = {}
+    if hasattr(problem, "posterior"):
+        known = {"prior mean": problem.mu, "posterior mean": problem.posterior[0]}
+    elif problem.moments is not None:
+        known = {"prior mean": problem.scale * problem.moments()[0] + problem.shift}
+    return arena.Item(problem, build_likelihood(problem), denoise, denoise_vjp=given("denoiser_vjp", build_vjp),
+                      reference=given("reference", build_reference), correction=given("correction", build_correction),
+                      sigma_range=(getattr(denoise, "sigma_min", 0.002), getattr(denoise, "sigma_max", 80.0)),
+                      dtype=options.dtype, known=known)
+
+
+def build_correction(options, problem):
+    """h(x, D, sigma) of DEFT for these data; raises where no network was trained for the problem and its prior."""
+    raise UsageError(f"method: got deft, which has no network for problem {problem.name}")
+
+
 def build_config(options, problem):
     """Config: a preset or the problem's defaults, then whatever the options say."""
     if options.preset is not None:
@@ -227,28 +275,31 @@ def build_config(options, problem):
 
 
 # ------------------------------------------------------------------------------------------------------------- solve
-def _enkg(options, problem, denoise, likelihood, seed):
-    config = build_config(options, problem)
-    if options.step_rule == "tempered":
-        return extensions.TemperedEnKG(denoise, likelihood, config, seed=seed)
-    return EnKG(denoise, likelihood, config)
+VJP_COST = 2.0  # forward calls that a gradient of the forward model costs beside its value: the usual guess
+NO_BUDGET = ("steps", "updates", "guidance", "window", "step_rule", "stop", "failed", "preset", "particles")
 
 
-def _enkg_r(options, problem, denoise, likelihood, seed):
-    for name in ("steps", "updates", "guidance", "window", "step_rule", "stop", "failed", "preset", "particles"):
+def build_method(options, problem, denoise, seed, account=None):
+    """(method, rows of noise) named by the options, with settings for this problem; calls go through ``account``."""
+    if options.method == "enkg" and options.budget is None:
+        likelihood, config = build_likelihood(problem), build_config(options, problem)
+        denoise = denoise if account is None else account.denoiser(denoise)
+        if options.step_rule == "tempered":
+            return extensions.TemperedEnKG(denoise, likelihood, config, seed=seed), config.particles
+        return EnKG(denoise, likelihood, config), config.particles
+    for name in NO_BUDGET:
         if getattr(options, name) is not None:
-            raise UsageError(f"{name}: got {getattr(options, name)} with method enkg-r, expected --budget CALLS only")
+            what = f"method {options.method}" if options.method != "enkg" else "a budget"
+            raise UsageError(f"{name}: got {getattr(options, name)} with {what}, expected --budget CALLS only")
     if options.budget is None:
-        raise UsageError("budget: got nothing, expected --budget CALLS with method enkg-r")
-    rule = regressed.settings_by_rule
-    config = rule(build_reference(options, problem), likelihood, options.budget, _sigma_range(denoise), seed)
-    return regressed.EnKGR(denoise, likelihood, build_reference(options, problem), config)
-
-
-METHODS = {
-    "enkg": (EnKG, _enkg, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175"),
-    "enkg-r": (regressed.EnKGR, _enkg_r, "our extension, not in the paper: regressed sensitivities"),
-}
+        raise UsageError(f"budget: got nothing, expected --budget CALLS with method {options.method}")
+    item = build_item(options, problem, denoise, [options.method])
+    arena.check([options.method], item, [options.budget], VJP_COST, {})
+    if account is not None:
+        item = item.counted(account)
+    elif arena.METHODS[options.method].access >= {"forward_vjp"}:
+        item = dataclasses.replace(item, norm=lambda item: 1.0)  # only looked at: no call is made
+    return arena.METHODS[options.method].plan(item, options.budget, VJP_COST, seed, {})
 
 
 def build_reference(options, problem):
@@ -278,19 +329,13 @@ def build_run(options, k, account):
     problem = build_problem(options)
     prior, denoise = build_prior(options, problem, threads=max(1, (os.cpu_count() or 1) // options.workers))
     seed = options.seed + k
-    method = build_method(options, problem, denoise, seed)
-    method = dataclasses.replace(method, denoise=account.denoiser(denoise))
-    noise = _member_noise(seed, method.config.particles, problem.event_shape, options)
+    method, rows = build_method(options, problem, denoise, seed, account)
+    noise = _member_noise(seed, rows, problem.event_shape, options)
     forward = members.chunked(problem.forward, options.chunk) if options.chunk else problem.forward
     about = {"problem": problem.name, "method": _method_name(options), "prior": prior, "seed": seed,
              "dtype": options.dtype, "device": options.device, **method.config.describe(),
              "observation": _digest(problem.observation.y), "noise": _digest(problem.observation.noise)}
     return runner.Run(method, account.forward(forward), noise, method.STATE, about)
-
-
-def build_method(options, problem, denoise, seed):
-    """The method named by the options, with settings for this problem."""
-    return METHODS[options.method][1](options, problem, denoise, build_likelihood(problem), seed)
 
 
 def _method_name(options):
@@ -315,8 +360,8 @@ def _digest(array):
 def solve(options):
     """``enkg solve``: check everything, run the ensembles, write the folder, print the summary."""
     started = time.perf_counter()
-    if options.method not in METHODS:
-        raise _nearest(options.method, METHODS, "method")
+    if options.method not in arena.METHODS:
+        raise _nearest(options.method, arena.METHODS, "method")
     if options.ensembles is None:
         options.ensembles = 3 if options.problem == "m87" else 1
     if options.ensembles < 1:
@@ -328,11 +373,13 @@ def solve(options):
         options.workers = 1 if options.device == "cuda" else min(options.ensembles, os.cpu_count() or 1)
     problem = build_problem(options)
     prior, denoise = build_prior(options, problem)
-    config = build_method(options, problem, denoise, options.seed).config
+    method, rows = build_method(options, problem, denoise, options.seed)
+    config = {"particles": rows, **method.config.describe()}
+    waves = method.counts(rows)["fwd_seq"] if hasattr(method, "counts") else method.config.counts()["forward"]
     likelihood = build_likelihood(problem)
     folder, work = _prepare_folder(options)
 
-    bar = _progress_bar(options.ensembles * config.counts()["forward"], options.quiet)
+    bar = _progress_bar(options.ensembles * waves, options.quiet)
     try:
         runner.run_ensembles(build_run, options, options.ensembles, options.workers, work, partial(_advance, bar))
     finally:
@@ -355,7 +402,7 @@ def solve(options):
     stopped = sum(line.get("stopped", False) for line in history)
     summary = {
         "problem": problem.name, "method": _method_name(options), "prior": prior, "seed": options.seed,
-        "ensembles": options.ensembles, "config": config.describe(), "metrics": score(pooled),
+        "ensembles": options.ensembles, "config": config, "metrics": score(pooled),
         "metrics_per_ensemble": [score(ensemble[index == k]) for k in range(options.ensembles)],
         "failed_rows": sum(len(line.get("failed_rows", ())) for line in history),
         "trust": report.trust(history, options.ensembles),
@@ -469,6 +516,64 @@ def _versions():
     return found
 
 
+# ----------------------------------------------------------------------------------------------------------- compare
+METRIC = {"black-hole": "psnr_aligned"}  # closures do not see where the image stands; else relative_l2_of_mean
+TUNING_ITEM = 100  # number of the first tuning item; tables use 0, 1, ...
+
+
+def build_items(options, methods, numbers):
+    """[`arena.Item`, one per number of a simulated truth], with whatever ``methods`` need and the prior has."""
+    items = []
+    for number in numbers:
+        own = argparse.Namespace(**{**vars(options), "item": number, "seed": number})
+        problem = build_problem(own)
+        if problem.truth is None:
+            raise UsageError(f"problem: got {options.problem}, whose truth nobody knows, expected a simulated one")
+        name, denoise = build_prior(own, problem)
+        own.dtype = "float64" if name == "exact" else "float32"  # what the prior computes in
+        items.append(build_item(own, problem, denoise, methods, lenient=True))
+    return items
+
+
+def compare(options):
+    """``enkg compare``: methods at equal cost on the same items; tables, a plot, one record per run."""
+    for name in ("seeds", "items"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"{name}: got {getattr(options, name)}, expected at least 1")
+    for name in options.methods:
+        if name not in arena.METHODS:
+            raise _nearest(name, arena.METHODS, "methods")
+    metric = METRIC.get(options.problem, "relative_l2_of_mean")
+    items = build_items(options, options.methods, range(options.items))
+    c_vjp = round(arena.vjp_cost(items[0]), 2)
+    arena.check(options.methods, items[0], options.budget, c_vjp, {})
+    out = Path(options.out or f"out-compare-{options.problem}")
+    settings = {}
+    if options.tune:
+        tuning = build_items(options, options.methods, range(TUNING_ITEM, TUNING_ITEM + 2))
+        for name in options.methods:
+            settings[name], trials = arena.tune(tuning, name, max(options.budget), out / "tuning", c_vjp, metric)
+            spent = sum(trial["forward_equivalents"] for trial in trials)
+            print(f"tuned {name}: {settings[name]}, the best of {len(trials)} on two other items, {spent:.0f} forward "
+                  "equivalents per item", flush=True)
+    bar = _progress_bar(len(items) * options.seeds * len(options.methods) * len(options.budget), options.quiet)
+
+    def advance(record, done, total):
+        bar.set_postfix_str(f"{record['method']} {record['budget']}", refresh=False)
+        bar.update(done - bar.n)
+
+    try:
+        about = {"prior": options.prior or items[0].problem.prior or "exact", "tuned": options.tune}
+        summary = arena.compare(items, options.methods, options.budget, options.seeds, out, settings, c_vjp, about,
+                                advance, metric)
+    finally:
+        bar.close()
+    if not options.quiet:
+        print(arena.to_text(summary))
+        print(f"  written to {out}/: table.txt, table.csv, results.json, pareto.png, runs/")
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------------ other commands
 def verify(options):
     """``enkg verify``: the statements of THEORY.md, measured."""
@@ -484,9 +589,10 @@ def list_known(options):
     print("problems")
     for name, (_, words) in PROBLEMS.items():
         print(f"  {name:20s} {words}")
-    print("methods (and what they need)")
-    for name, (kind, _, words) in METHODS.items():
-        print(f"  {name:20s} {', '.join(sorted(kind.ACCESS)):28s} {words}")
+    print("methods: what they are, what they need, how they spend --budget (a number of forward calls)")
+    for name, method in arena.METHODS.items():
+        print(f"  {name:20s} {method.words}")
+        print(f"  {'':20s} needs {', '.join(sorted(method.access))}; {method.spends}")
     print("priors")
     for name, entry in read_manifest().items():
         metadata = entry["metadata"]
@@ -514,6 +620,20 @@ def _positive(text):
     return value
 
 
+def _names(text):
+    return text.split(",")
+
+
+def _budgets(text):
+    try:
+        budgets = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers separated by commas") from None
+    if len(set(budgets)) < len(budgets) or min(budgets) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected different numbers >= 1")
+    return sorted(budgets)
+
+
 def _window(text):
     try:
         start, end = (float(part) for part in text.split(","))
@@ -538,7 +658,7 @@ def _parser():
     run.set_defaults(call=solve)
     add = run.add_argument
     add("problem", nargs="?", help=f"one of {', '.join(PROBLEMS)}; none with --forward")
-    add("--method", default="enkg", help=f"one of {', '.join(METHODS)}")
+    add("--method", default="enkg", help=f"one of {', '.join(arena.METHODS)}")
     add("--prior", help="shipped prior by name, an .onnx file, or gaussian (navier-stokes: the Gaussian of its "
         "fields); default: the problem's own")
     add("--particles", type=_number(int), help="J, ensemble size; default: the problem's")
@@ -550,7 +670,8 @@ def _parser():
     add("--stop", choices=STOPS, help="discrepancy stop, an extension, not in the paper; default none")
     add("--failed", choices=("shift", "keep", "raise"), help="what a failed forward call does to its particle")
     add("--preset", help=f"a released configuration: {', '.join(PRESETS)}")
-    add("--budget", type=_number(int), metavar="CALLS", help="enkg-r: forward calls of one ensemble; settings follow")
+    add("--budget", type=_number(int), metavar="CALLS", help="forward calls of one ensemble, from which all "
+        f"settings follow; every method but enkg needs it. A gradient costs {VJP_COST:g} calls beside its value")
     add("--reference", metavar="FILE.npz", help="enkg-r: Gaussian reference of a prior of your own")
     add("--seed", type=_number(int), default=0, help="of the initial noise; ensemble k uses seed + k")
     add("--ensembles", type=_number(int), help="independent ensembles; default 3 for m87, else 1")
@@ -567,23 +688,26 @@ def _parser():
     add("--out", metavar="DIR", help="output folder; default out-PROBLEM")
     add("--resume", action="store_true", help="go on with the unfinished run in --out")
     add("--quiet", action="store_true", help="print nothing")
-    sky = run.add_argument_group("m87, black-hole")
-    add = sky.add_argument
-    add("--day", default="101", help="m87: 101 (11 April 2017) or 096 (6 April)")
-    add("--systematic", type=_positive, metavar="F", help="real data: noise added, as a fraction of |V|; default 0.02")
-    add("--min-baseline", type=_positive, metavar="LAMBDA", help="real data: drop shorter baselines; default 1e8")
-    add("--closure-set", choices=("full", "min"), help="full rank (default), or through one reference station")
-    add("--compact-flux", type=_positive, metavar="JY", help="real data: flux of the displayed image; default 0.6")
-    add("--coverage", help="simulated data: standard (default), sgra, m87-101, m87-096")
-    add("--noise-mode", help="simulated data: vis_thermal (default), gaussian, eht")
-    flow = run.add_argument_group("navier-stokes")
-    add = flow.add_argument
-    add("--size", type=_number(int), default=32, help="grid points per axis: 32 (Re 50), 64 or 128 (Re 200)")
-    add("--data-solver", choices=("same", "padded"), help="what makes the data: the forward model (default), or a run "
-        "on twice the grid")
-    add("--fft", choices=("scipy", "ducc0", "pyfftw"), help="default scipy; the others need the extra fast")
-    run.add_argument("--item", type=_number(int), help="number of the simulated truth; default 0")
-    run.add_argument("--setup", default="A", help="linear-gaussian: A, B or LG6")
+    add("--item", type=_number(int), help="number of the simulated truth; default 0")
+    _add_problem_options(run)
+
+    versus = commands.add_parser("compare", help="methods at equal cost on the same simulated data",
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    versus.set_defaults(call=compare, **dict.fromkeys(NO_BUDGET), method=None, forward=None, observation=None,
+                        truth=None, reference=None, chunk=None, device="cpu", dtype=None)
+    add = versus.add_argument
+    add("problem", help="linear-gaussian, navier-stokes or black-hole (simulated)")
+    add("--methods", type=_names, required=True, metavar="A,B,..", help=f"some of {', '.join(arena.METHODS)}")
+    add("--budget", type=_budgets, required=True, metavar="N[,N..]", help="forward calls of one run, a gradient at its "
+        "measured cost; a method spends it as enkg list says")
+    add("--seeds", type=_number(int), default=3, help="runs per method, budget and item")
+    add("--items", type=_number(int), default=10, help="simulated truths, numbers 0, 1, ...")
+    add("--tune", action="store_true", help="first choose each method's settings, of four, on two other items")
+    add("--prior", help="as for solve")
+    add("--noise", type=_positive, metavar="SIGMA", help="standard deviation of the data")
+    add("--out", metavar="DIR", help="output folder; default out-compare-PROBLEM. The same command goes on with it")
+    add("--quiet", action="store_true", help="print nothing")
+    _add_problem_options(versus)
 
     check = commands.add_parser("verify", help="measure the statements of THEORY.md")
     check.set_defaults(call=verify)
@@ -593,6 +717,25 @@ def _parser():
     known = commands.add_parser("list", help="problems, methods and what each needs, priors")
     known.set_defaults(call=list_known)
     return parser
+
+
+def _add_problem_options(command):
+    sky = command.add_argument_group("m87, black-hole")
+    add = sky.add_argument
+    add("--day", default="101", help="m87: 101 (11 April 2017) or 096 (6 April)")
+    add("--systematic", type=_positive, metavar="F", help="real data: noise added, as a fraction of |V|; default 0.02")
+    add("--min-baseline", type=_positive, metavar="LAMBDA", help="real data: drop shorter baselines; default 1e8")
+    add("--closure-set", choices=("full", "min"), help="full rank (default), or through one reference station")
+    add("--compact-flux", type=_positive, metavar="JY", help="real data: flux of the displayed image; default 0.6")
+    add("--coverage", help="simulated data: standard (default), sgra, m87-101, m87-096")
+    add("--noise-mode", help="simulated data: vis_thermal (default), gaussian, eht")
+    flow = command.add_argument_group("navier-stokes")
+    add = flow.add_argument
+    add("--size", type=_number(int), default=32, help="grid points per axis: 32 (Re 50), 64 or 128 (Re 200)")
+    add("--data-solver", choices=("same", "padded"), help="what makes the data: the forward model (default), or a run "
+        "on twice the grid")
+    add("--fft", choices=("scipy", "ducc0", "pyfftw"), help="default scipy; the others need the extra fast")
+    command.add_argument("--setup", default="A", help="linear-gaussian: A, B or LG6")
 
 
 def main(argv=None):
@@ -607,7 +750,8 @@ def main(argv=None):
         print(f"enkg: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("enkg: interrupted; the checkpoint is kept: repeat the command with --resume to go on", file=sys.stderr)
+        how = "" if options is None or options.call is compare else " with --resume"
+        print(f"enkg: interrupted; what is done is kept: repeat the command{how} to go on", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"enkg: error: {' '.join(str(error).split())}", file=sys.stderr)

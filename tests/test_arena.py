@@ -139,12 +139,12 @@ def test_a_comparison_uses_one_set_of_data_and_continues_where_it_stopped(tmp_pa
 
 def test_the_tables_hold_the_same_numbers(tmp_path):
     summary = arena.compare([item(0), item(1), item(2)], ["enkg", "mmps"], [200], 2, tmp_path / "a", c_vjp=1.0)
-    lines = [line.split(",") for line in (tmp_path / "a" / "comparison.csv").read_text().splitlines()]
+    lines = [line.split(",") for line in (tmp_path / "a" / "table.csv").read_text().splitlines()]
     row = next(r for r in summary["table"] if r["method"] == "mmps")
     value = next(line[5] for line in lines if line[0] == "mmps" and line[4] == "relative_l2_of_mean")
     assert float(value) == row["mean"]["relative_l2_of_mean"]
-    assert f"{row['mean']['relative_l2_of_mean']:.4g}" in (tmp_path / "a" / "comparison.txt").read_text()
-    assert summary["known"]["zero field"]["relative_l2_of_mean"] == pytest.approx(1.0)
+    assert f"{row['mean']['relative_l2_of_mean']:.4g}" in (tmp_path / "a" / "table.txt").read_text()
+    assert summary["known"]["zero field"]["mean"]["relative_l2_of_mean"] == pytest.approx(1.0)
     base = next(r for r in summary["table"] if r["method"] == "enkg")
     own, other = (list(r["per_item"]["relative_l2_of_mean"].values()) for r in (row, base))
     assert row["difference"] == arena.paired_difference(own, other) and summary["base"] == "enkg"
@@ -157,12 +157,12 @@ def test_a_run_that_diverges_stays_in_the_table(tmp_path):
     summary = arena.compare([item(0)], ["diffpir", "eki"], [200], 1, tmp_path / "a", settings, c_vjp=1.0)
     row = next(r for r in summary["table"] if r["method"] == "diffpir")
     assert row["failed"] == row["runs"] == 1
-    assert "1/1" in (tmp_path / "a" / "comparison.txt").read_text()
+    assert "1/1" in (tmp_path / "a" / "table.txt").read_text()
 
 
 def test_tuning_keeps_the_best_of_its_candidates_and_counts_them(tmp_path):
     candidates = [{"guidance": 0.0}, {"guidance": 0.03}, {"guidance": 100.0}]
-    chosen, trials = arena.tune([item(7), item(8)], "dps", candidates, 500, tmp_path, c_vjp=1.0)
+    chosen, trials = arena.tune([item(7), item(8)], "dps", 500, tmp_path, 1.0, candidates=candidates)
     assert chosen == {"guidance": 0.03} and len(trials) == 3
     assert all(trial["forward_equivalents"] > 0 for trial in trials)
 

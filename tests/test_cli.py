@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enkg_ref import cli
+from enkg_ref import arena, cli
 from onnx_priors.analytic import GaussianPrior
 
 SMALL = ["--particles", "16", "--steps", "8", "--quiet"]
@@ -260,5 +260,5 @@ def test_that_an_interrupted_run_resumes_to_the_same_bits(own, tmp_path):
 def test_that_list_names_every_problem_method_and_prior(capsys):
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in (*cli.PROBLEMS, *cli.METHODS):
+    for name in (*cli.PROBLEMS, *arena.METHODS):
         assert name in printed
