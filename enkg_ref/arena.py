@@ -441,7 +441,7 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
                 raise ValueError(f"out: got {out}, a comparison with {key} = {saved['identity'].get(key)}, expected "
                                  f"{identity.get(key)}; choose another folder")
         c_vjp = saved["c_vjp"]
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(path.name != "tuning" for path in out.iterdir()):
         raise ValueError(f"out: got {out}, which holds other files, expected an empty folder or a comparison")
     if c_vjp is None:
         c_vjp = round(vjp_cost(items[0]), 2)

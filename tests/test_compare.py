@@ -1,0 +1,142 @@
+"""``enkg compare`` and ``enkg solve --method`` as a person meets them: tables on disk, one sentence for bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enkg_ref import arena, cli
+
+FAST = ["enkg", "enkg-r", "eki", "scg", "dpg", "forward-gsg", "central-gsg", "dps", "diffpir", "mmps", "pnpdm", "blade"]
+
+
+def compare(*argv):
+    return cli.main(["compare", *map(str, argv)])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_method_runs_on_the_same_data_and_stays_within_the_budget(here, capsys):
+    assert compare("linear-gaussian", "--methods", ",".join(FAST), "--budget", "120,300", "--seeds", 1, "--items", 2,
+                   "--out", "out") == 0
+    assert {path.name for path in Path("out").iterdir()} >= {"table.txt", "table.csv", "results.json", "runs"}
+    summary = json.loads(Path("out/results.json").read_text())
+    records = [json.loads(path.read_text()) for path in Path("out/runs").iterdir()]
+    assert len(records) == len(FAST) * 2 * 2 and {row["method"] for row in summary["table"]} == set(FAST)
+    for record in records:
+        assert record["cost"]["forward_equivalents"] <= record["budget"]
+        assert record["data"] == summary["identity"]["data"][record["item"]]
+    printed = capsys.readouterr().out
+    for words in (*FAST, "zero field", "prior mean", "posterior mean", "minus enkg, paired"):
+        assert words in printed
+    assert Path("out/table.txt").read_text().strip() in printed
+
+
+def test_a_comparison_goes_on_where_it_was_killed(here, monkeypatch):
+    command = ("linear-gaussian", "--methods", "eki,dps", "--budget", 100, "--seeds", 1, "--items", 3, "--quiet")
+    assert compare(*command, "--out", "whole") == 0
+    calls, run = [], arena.run
+
+    def killed_at_the_fourth(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(arena, "run", killed_at_the_fourth)
+    assert compare(*command, "--out", "cut") == 130
+    assert len(list(Path("cut/runs").iterdir())) == 3
+    assert compare(*command, "--out", "cut") == 0
+    assert len(calls) == 4 + 3
+    tables = [json.loads(Path(name, "results.json").read_text())["table"] for name in ("whole", "cut")]
+    assert [row["mean"] for row in tables[0]] == [row["mean"] for row in tables[1]]
+
+
+def test_tuning_is_told_and_uses_items_that_no_table_has(here, capsys):
+    assert compare("linear-gaussian", "--methods", "eki", "--budget", 100, "--seeds", 1, "--items", 1, "--tune",
+                   "--out", "out") == 0
+    assert "tuned eki" in capsys.readouterr().out
+    identity = json.loads(Path("out/results.json").read_text())["identity"]
+    folder = next(Path("out/tuning/eki").iterdir())
+    assert not set(json.loads((folder / "arena.json").read_text())["identity"]["data"]) & set(identity["data"])
+
+
+def test_navier_stokes_is_compared_with_the_shipped_network(here):
+    pytest.importorskip("onnxruntime")
+    methods = ["eki", "dps", "mmps"]
+    assert compare("navier-stokes", "--size", 32, "--methods", ",".join(methods), "--budget", 80, "--seeds", 1,
+                   "--items", 1, "--noise", 0.55, "--out", "out", "--quiet") == 0
+    summary = json.loads(Path("out/results.json").read_text())
+    assert summary["identity"]["prior"] == "navier-stokes-32" and not any(row["failed"] for row in summary["table"])
+    assert {"zero field", "prior mean"} == set(summary["known"]) and summary["c_vjp"] > 0
+
+
+BAD = [
+    (["linear-gaussian", "--methods", "enkg,enkq"], "methods: got 'enkq', expected one of enkg"),
+    (["linear-gaussian", "--methods", "eki,enkg,eki"], "methods: got eki twice, expected each method once"),
+    (["linear-gaussian", "--methods", "eki,dpg", "--budget", "9"], "budget: got 9 forward calls for dpg, expected at "
+     "least 30"),
+    (["linear-gaussian", "--methods", "deft"], "methods: deft needs a trained correction network"),
+    (["navier-stokes", "--prior", "gaussian", "--methods", "enkg-r"], "methods: enkg-r needs a Gaussian reference"),
+    (["m87", "--methods", "enkg"], "problem: got m87, whose truth nobody knows"),
+    (["linear-gausian", "--methods", "enkg"], "did you mean linear-gaussian"),
+    (["linear-gaussian", "--methods", "eki", "--budget", "1,x"], "got '1,x', expected whole numbers"),
+    (["linear-gaussian", "--methods", "eki", "--budget", "50,50"], "got '50,50', expected different numbers"),
+    (["linear-gaussian", "--methods", "eki", "--items", "0"], "items: got 0, expected at least 1"),
+    (["linear-gaussian", "--methods", "eki", "--seeds", "0"], "seeds: got 0, expected at least 1"),
+    (["linear-gaussian", "--budget", "50"], "--methods"),
+]
+
+
+@pytest.mark.parametrize("argv, sentence", BAD, ids=[" ".join(argv) for argv, _ in BAD])
+def test_bad_input_exits_2_with_one_sentence_and_runs_nothing(argv, sentence, here, capsys):
+    if "--budget" not in argv:
+        argv = [*argv, "--budget", "100"]
+    assert compare(*argv, "--out", "out") == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert not Path("out").exists()
+
+
+def test_the_folder_of_another_comparison_is_refused(here, capsys):
+    command = ("linear-gaussian", "--methods", "eki", "--budget", 50, "--seeds", 1, "--items", 1, "--quiet")
+    assert compare(*command, "--out", "out") == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert compare(*command, "--noise", 0.7, "--out", "out") == 2
+    assert "out: got out, a comparison with data" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+# ------------------------------------------------------------------------------------------------------- solve --method
+@pytest.mark.parametrize("method", ["enkg", "eki", "scg", "dpg", "dps", "pnpdm", "mmps", "blade"])
+def test_solve_runs_every_method_by_its_budget(method, here):
+    assert cli.main(["solve", "linear-gaussian", "--method", method, "--budget", "200", "--out", "out", "--seed", "3",
+                     "--quiet"]) == 0
+    summary = json.loads(Path("out/summary.json").read_text())
+    counts = summary["ledger"]
+    spent = counts["fwd_total"] + cli.VJP_COST * counts["fwd_vjp_total"]
+    assert 100 < spent <= 200 and summary["method"] == method
+    # the same run as the arena's, from the same seed
+    item = cli.build_items(cli._parser().parse_args(["compare", "linear-gaussian", "--methods", method, "--budget",
+                                                     "200"]), [method], [0])[0]
+    record = arena.run(item, method, 200, 3, cli.VJP_COST)
+    assert np.isclose(summary["metrics"]["error_to_posterior_mean"], record["scores"]["error_to_posterior_mean"])
+    assert all(counts[name] == record["ledger"][name] for name in ("fwd_total", "den_total", "fwd_vjp_total"))
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["--method", "eki"], "budget: got nothing, expected --budget CALLS with method eki"),
+    (["--method", "eki", "--budget", "2"], "budget: got 2 forward calls for eki, expected at least 4"),
+    (["--method", "dps", "--budget", "500", "--steps", "9"], "steps: got 9 with method dps"),
+    (["--budget", "500", "--particles", "9"], "particles: got 9 with a budget"),
+    (["--method", "deft", "--budget", "500"], "deft"),
+])
+def test_solve_refuses_what_a_method_cannot_use(argv, sentence, here, capsys):
+    assert cli.main(["solve", "linear-gaussian", *argv, "--out", "out"]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1 and not Path("out").exists()
