@@ -60,7 +60,7 @@ def test_a_comparison_goes_on_where_it_was_killed(here, monkeypatch):
 def test_tuning_is_told_and_uses_items_that_no_table_has(here, capsys):
     assert compare("linear-gaussian", "--methods", "eki", "--budget", 100, "--seeds", 1, "--items", 1, "--tune",
                    "--out", "out") == 0
-    assert "tuned eki" in capsys.readouterr().out
+    assert "eki: tuned to" in capsys.readouterr().out
     identity = json.loads(Path("out/results.json").read_text())["identity"]
     folder = next(Path("out/tuning/eki").iterdir())
     assert not set(json.loads((folder / "arena.json").read_text())["identity"]["data"]) & set(identity["data"])
