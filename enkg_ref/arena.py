@@ -107,22 +107,35 @@ class Method:
 STEPS = (1000, 500, 250, 100, 50, 25, 10)  # of the diffusion, longest first
 
 
-def _steps(name, budget, cost, rows, settings, least=1, steps=STEPS, first=0.0):
+def _steps(name, budget, cost, rows, settings, least=1, steps=STEPS):
     """The largest N of ``steps`` for which ``budget`` pays ``rows`` rows of cost(N) each, else half as many, a quarter,
 
-    ``least``; and the number of rows. ``first`` is spent before. Raises ValueError with the least budget.
+    ``least``; and the number of rows. Raises ValueError with the least budget.
     """
     steps = (settings["steps"],) if "steps" in settings else steps
     for wanted in (rows, max(rows // 2, least), max(rows // 4, least), least):
         for n in steps:
-            if budget - first >= wanted * cost(n):
-                return n, int((budget - first) // cost(n))
-    _at_least(name, budget, math.ceil(first + least * cost(min(steps))))
+            if budget >= wanted * cost(n):
+                return n, int(budget // cost(n))
+    _at_least(name, budget, math.ceil(least * cost(min(steps))))
 
 
 def _at_least(name, budget, least):
     if budget < least:
         raise ValueError(f"budget: got {budget} forward calls for {name}, expected at least {least}")
+
+
+def _chains(name, budget, cost, settings, rows, longest, shortest=10, first=0.0):
+    """(N, R): ``rows`` chains of as many steps as the budget pays at ``cost`` each; more chains beyond ``longest``.
+
+    A chain that is too short to fit the data is worth little, however many there are. ``settings`` may fix "rows" or
+    "steps"; ``first`` is spent before. Raises ValueError with the least budget.
+    """
+    rows, steps = settings.pop("rows", rows), settings.get("steps")
+    shortest, room = steps or shortest, budget - first
+    _at_least(name, budget, math.ceil(first + shortest * cost))
+    R = int(min(max(rows, room // ((steps or longest) * cost)), room // (shortest * cost)))
+    return steps or int(room // (R * cost)), R
 
 
 POWER_ITERATIONS = 8
@@ -208,8 +221,7 @@ def _plan_gsg(mode):
 
 def _plan_dps(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
-    rows = settings.pop("rows", 8)
-    steps, R = _steps("dps", budget, lambda n: n * (1 + c_vjp), rows, settings)
+    steps, R = _chains("dps", budget, 1 + c_vjp, settings, 1, 500)
     config = dps.Config(**{**_vp(item), "guidance": 0.3 * _noise(item), "failed": "keep", "seed": seed, **settings,
                            "steps": steps})
     return dps.DPS(item.denoise, item.denoise_vjp, item.forward_vjp, item.likelihood, config), R
@@ -217,9 +229,7 @@ def _plan_dps(item, budget, c_vjp, seed, settings):
 
 def _plan_diffpir(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
-    rows = settings.pop("rows", 8)
-    steps, R = _steps("diffpir", budget, lambda n: n * (1 + c_vjp), rows, settings, steps=STEPS[2:],
-                      first=_norm_cost(c_vjp))
+    steps, R = _chains("diffpir", budget, 1 + c_vjp, settings, 8, 250, first=_norm_cost(c_vjp))
     lam = max(1.0, 0.5 * item.norm(item) ** 2)  # the least at which a gradient step is stable
     config = diffpir.Config(**{**_vp(item), "lam": lam, "failed": "keep", "seed": seed, **settings, "steps": steps})
     return diffpir.DiffPIR(item.denoise, item.likelihood, config, forward_vjp=item.forward_vjp), R
@@ -227,9 +237,8 @@ def _plan_diffpir(item, budget, c_vjp, seed, settings):
 
 def _plan_mmps(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
-    rows, solver = settings.pop("rows", 8), settings.get("solver", 3)
-    cost = 1 + solver * (1 + c_vjp)
-    steps, R = _steps("mmps", budget, lambda n: n * cost, rows, settings, steps=(100, 50, 25, 10, 5))
+    cost = 1 + settings.get("solver", 3) * (1 + c_vjp)
+    steps, R = _chains("mmps", budget, cost, settings, 8, 100, shortest=5)
     low, high = item.sigma_range
     config = mmps.Config(**{"sigma_max": high, "sigma_min": low, "failed": "keep", "seed": seed, **settings,
                             "steps": steps})
@@ -285,11 +294,11 @@ METHODS = {
     "central-gsg": Method(_plan_gsg("central"), baselines.GSG.ACCESS, "DPS with a smoothed gradient, two-sided",
                           "queries per step, as dpg"),
     "dps": Method(_plan_dps, baselines.DPS.ACCESS, "diffusion posterior sampling, Chung et al. 2023",
-                  "chains in one batch, fewer steps where they would be below 8"),
+                  "one chain of up to 1,000 steps, more chains beyond"),
     "diffpir": Method(_plan_diffpir, baselines.DiffPIR.ACCESS, "denoise, fit, re-noise, Zhu et al. 2023",
-                      "chains in one batch, at most 250 steps"),
+                      "8 chains in one batch, more beyond 250 steps"),
     "mmps": Method(_plan_mmps, baselines.MMPS.ACCESS, "moment matching posterior sampling, Rozet et al. 2024",
-                   "chains in one batch, at most 100 steps"),
+                   "8 chains in one batch, more beyond 100 steps"),
     "pnpdm": Method(_plan_pnpdm, baselines.PnPDM.ACCESS, "split Gibbs with Langevin steps, Wu et al. 2024",
                     "Langevin steps of 4 chains, 30 outer steps"),
     "deft": Method(_plan_deft, baselines.DEFT.ACCESS, "a correction network trained beforehand, Denker et al. 2024",
@@ -349,9 +358,10 @@ def check(methods, item, budgets, c_vjp, settings):
 def run(item, name, budget, seed, c_vjp, settings=None):
     """One run: {"status", "scores", "ledger", "cost", "config", "rows", ...}; a failure is a result too."""
     settings, ledger = settings or {}, Ledger()
-    counted = item.counted(ledger)
-    method, rows = METHODS[name].plan(counted, budget, c_vjp, seed, settings)
-    noise = member_normals(seed, 0, rows, item.problem.event_shape).astype(item.dtype)
+    with ledger.clock("setup"):
+        counted = item.counted(ledger)
+        method, rows = METHODS[name].plan(counted, budget, c_vjp, seed, settings)
+        noise = member_normals(seed, 0, rows, item.problem.event_shape).astype(item.dtype)
     record = {"method": name, "budget": budget, "seed": seed, "rows": rows, "config": method.config.describe(),
               "data": item.digest(), "status": "done", "scores": {}}
     started = time.perf_counter()
@@ -359,7 +369,8 @@ def run(item, name, budget, seed, c_vjp, settings=None):
         with np.errstate(all="ignore"), ledger.clock("update"):
             state = enkg.solve(method, counted.forward, noise)
         wall = time.perf_counter() - started
-        record["scores"] = score(item, to_numpy(state.x), ledger)
+        with ledger.clock("record"):
+            record["scores"] = score(item, to_numpy(state.x), ledger)
     except (FloatingPointError, np.linalg.LinAlgError) as error:
         wall = time.perf_counter() - started
         record |= {"status": "failed", "why": str(error)}
@@ -490,9 +501,9 @@ CANDIDATES = {  # four per method; {} is the default or, translated to the white
     "dpg": [{}, {"guidance": 16.0}, {"guidance": 4.0}, {"guidance": 1.0}],
     "forward-gsg": [{}, {"guidance": 0.3}, {"guidance": 0.1}, {"guidance": 0.01}],
     "central-gsg": [{}, {"guidance": 0.3}, {"guidance": 0.1}, {"guidance": 0.01}],
-    "dps": [{}, {"guidance": 0.1}, {"guidance": 0.03}, {"guidance": 0.01}],
+    "dps": [{}, {"guidance": 0.03}, {"rows": 8, "guidance": 0.1}, {"rows": 8, "guidance": 0.03}],
     "diffpir": [{}, {"xi": 0.3}, {"xi": 0.1}, {"rows": 2}],
-    "mmps": [{}, {"sigma_max": 10.0}, {"solver": 2}, {"damping": 0.3}],
+    "mmps": [{}, {"sigma_max": 10.0}, {"rows": 1, "sigma_max": 3.0}, {"sigma_max": 3.0, "damping": 3.0}],
     "pnpdm": [{}, {"rho_max": 3.0, "rho_min": 0.1}, {"rho_max": 3.0, "rho_min": 0.3}, {"outer": 15, "decay": 0.7}],
     "blade": [{}, {"mode": "correction", "guidance": 1.0, "rho_max": 4.0, "rho_min": 0.1},
               {"guidance": 1.0, "rho_max": 2.0, "rho_min": 0.1}, {"guidance": 40.0, "rho_max": 4.0, "rho_min": 0.1}],
