@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import sys
 import time
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__, arena, extensions, ledger, members, regressed, report, runner
+from .baselines.deft import OnnxCorrection
 from .enkg import PRESETS, Config, EnKG, guided_window
 from .ensemble import constant, frobenius, trace
 from .likelihood import Closures, Gaussian
@@ -32,7 +32,7 @@ class UsageError(ValueError):
 
 
 # ---------------------------------------------------------------------------------------------------------- problems
-REAL_DATA = ("systematic", "min_baseline", "closure_set", "compact_flux")
+REAL_DATA = ("systematic", "min_baseline", "min_snr", "max_tint_ratio", "closure_set", "compact_flux")
 
 
 def _m87(options):
@@ -40,14 +40,12 @@ def _m87(options):
 
     if options.observation is not None:
         raise UsageError("observation: got a file with problem m87, expected none; black-hole is for other data")
-    _refuse(options, "m87", "noise")
-    return black_hole.m87(options.day, truth=options.truth, **_given(options, *REAL_DATA))
+    return black_hole.m87(options.day or "101", truth=options.truth, **_given(options, *REAL_DATA))
 
 
 def _black_hole(options):
     from problems import black_hole
 
-    _refuse(options, "black-hole", "noise")
     if options.observation is not None:
         return black_hole.black_hole(options.observation, truth=options.truth, **_given(options, *REAL_DATA))
     given = _given(options, "coverage", "closure_set", noise="noise_mode", index="item")
@@ -57,8 +55,7 @@ def _black_hole(options):
 def _linear_gaussian(options):
     from problems.linear_gaussian import linear_gaussian
 
-    _refuse(options, "linear-gaussian", "observation", "truth")
-    return linear_gaussian(options.setup, noise=options.noise, seed=options.item or 0)
+    return linear_gaussian(options.setup or "A", noise=options.noise, seed=options.item or 0)
 
 
 def _navier_stokes(options):
@@ -66,8 +63,8 @@ def _navier_stokes(options):
 
     truth = None if options.truth is None else _array(options.truth, "truth")
     y = None if options.observation is None else _array(options.observation, "observation")
-    problem = navier_stokes(size=options.size, noise=options.noise or 0.0, seed=options.item or 0, truth=truth,
-                            observation=y, **_given(options, "data_solver", "fft"))
+    problem = navier_stokes(noise=options.noise or 0.0, seed=options.item or 0, truth=truth, observation=y,
+                            **_given(options, "size", "data_solver", "fft"))
     if options.noise:
         return problem
     for name in ("stop", "step_rule"):
@@ -113,10 +110,20 @@ def _given(options, *same, **names):
     return {key: getattr(options, name) for key, name in names.items() if getattr(options, name) is not None}
 
 
-def _refuse(options, problem, *names):
-    for name in names:
+def refuse_foreign(options):
+    """UsageError for an option that the chosen problem does not know: it would be ignored without a word."""
+    known = {"m87": {"day", "truth", "observation", *REAL_DATA},
+             "black-hole": {"truth", "observation", *(REAL_DATA if options.observation is not None else
+                                                      ("coverage", "noise_mode", "closure_set", "item"))},
+             "navier-stokes": {"size", "data_solver", "fft", "noise", "item", "observation", "truth"},
+             "linear-gaussian": {"setup", "noise", "item"},
+             None: {"noise", "observation", "truth"}}
+    problem = None if options.forward is not None else options.problem
+    for name in sorted(set().union(*known.values()) - known.get(problem, set())):
         if getattr(options, name) is not None:
-            raise UsageError(f"{name}: got {getattr(options, name)}, expected nothing: problem {problem} has its own")
+            raise UsageError(f"{name}: got {getattr(options, name)}, expected nothing: problem "
+                             f"{problem or 'given by --forward'} does not use it"
+                             + (" with --observation" if problem == "black-hole" and options.observation else ""))
 
 
 def _array(path, argument):
@@ -250,17 +257,30 @@ def build_item(options, problem, denoise, methods, lenient=False):
 
 def build_correction(options, problem):
     """h(x, D, sigma) of DEFT for these data; raises where no network was trained for the problem and its prior."""
-    raise UsageError(f"method: got deft, which has no network for problem {problem.name}")
+    from onnx_priors.manifest import WEIGHTS
+
+    path = WEIGHTS / f"{options.prior or problem.prior}-deft.onnx"
+    if not path.exists():
+        raise UsageError(f"method: got deft, which has no network for problem {problem.name} with this prior, expected "
+                         "navier-stokes with navier-stokes-32")
+    return OnnxCorrection(path, problem.observation.y, problem.observation.noise)
 
 
-def build_config(options, problem):
-    """Config: a preset or the problem's defaults, then whatever the options say."""
+def build_config(options, problem, denoise):
+    """Config: a preset or the problem's defaults within the prior's noise levels, then whatever the options say."""
     if options.preset is not None:
         if options.preset not in PRESETS:
             raise _nearest(options.preset, PRESETS, "preset")
+        for name in ("steps", "window"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"{name}: got {getattr(options, name)} with a preset, expected nothing: the preset "
+                                 "fixes its levels and its window")
         settings = {f.name: getattr(PRESETS[options.preset], f.name) for f in dataclasses.fields(Config)}
     else:
-        settings = dict(problem.defaults)
+        lowest = max(Config.sigma_min, getattr(denoise, "sigma_min", 0.0))
+        settings = {"sigma_min": lowest, "sigma_eps": lowest,
+                    "sigma_max": min(Config.sigma_max, getattr(denoise, "sigma_max", Config.sigma_max)),
+                    **problem.defaults}
     start, end = settings.pop("start", 0.05), settings.pop("end", 0.05)
     settings.update(_given(options, "particles", "steps", "updates", "guidance", "failed"))
     if options.step_rule is not None:
@@ -269,8 +289,11 @@ def build_config(options, problem):
         settings["stop"] = STOPS[options.stop]
     if options.window is not None:
         start, end = options.window
-    if options.preset is None or options.window is not None or options.steps is not None:
-        settings["window"] = guided_window(max(2, settings.get("steps", Config.steps)), start, end)
+    if options.preset is None:
+        first, last = settings["window"] = guided_window(max(2, settings.get("steps", Config.steps)), start, end)
+        if last < first:
+            raise UsageError(f"window: got {start:g},{end:g}, which guides none of {settings.get('steps')} levels, "
+                             "expected smaller fractions")
     return Config(**settings)
 
 
@@ -282,7 +305,7 @@ NO_BUDGET = ("steps", "updates", "guidance", "window", "step_rule", "stop", "fai
 def build_method(options, problem, denoise, seed, account=None):
     """(method, rows of noise) named by the options, with settings for this problem; calls go through ``account``."""
     if options.method == "enkg" and options.budget is None:
-        likelihood, config = build_likelihood(problem), build_config(options, problem)
+        likelihood, config = build_likelihood(problem), build_config(options, problem, denoise)
         denoise = denoise if account is None else account.denoiser(denoise)
         if options.step_rule == "tempered":
             return extensions.TemperedEnKG(denoise, likelihood, config, seed=seed), config.particles
@@ -297,6 +320,8 @@ def build_method(options, problem, denoise, seed, account=None):
     arena.check([options.method], item, [options.budget], VJP_COST, {})
     if account is not None:
         item = item.counted(account)
+        if seed == options.seed:  # once, not for every ensemble
+            account.counts["offline_fwd"] = getattr(item.correction, "offline_forward", 0)
     elif arena.METHODS[options.method].access >= {"forward_vjp"}:
         item = dataclasses.replace(item, norm=lambda item: 1.0)  # only looked at: no call is made
     return arena.METHODS[options.method].plan(item, options.budget, VJP_COST, seed, {})
@@ -320,10 +345,6 @@ def build_reference(options, problem):
     return Reference.load(WEIGHTS / f"{name}.reference.npz", file_sha256(resolve(name)))
 
 
-def _sigma_range(denoise):
-    return (getattr(denoise, "sigma_min", 0.0), getattr(denoise, "sigma_max", float("inf")))
-
-
 def build_run(options, k, account):
     """`runner.Run` of ensemble k: everything from the options anew, so that a process can do it on its own."""
     problem = build_problem(options)
@@ -333,9 +354,20 @@ def build_run(options, k, account):
     noise = _member_noise(seed, rows, problem.event_shape, options)
     forward = members.chunked(problem.forward, options.chunk) if options.chunk else problem.forward
     about = {"problem": problem.name, "method": _method_name(options), "prior": prior, "seed": seed,
+             "prior_sha256": _prior_sha256(options, problem), "scale": problem.scale, "shift": problem.shift,
+             "forward": options.forward, "chunk": options.chunk, "version": __version__,
              "dtype": options.dtype, "device": options.device, **method.config.describe(),
              "observation": _digest(problem.observation.y), "noise": _digest(problem.observation.noise)}
     return runner.Run(method, account.forward(forward), noise, method.STATE, about)
+
+
+def _prior_sha256(options, problem):
+    name = options.prior or problem.prior
+    if name in (None, "gaussian"):
+        return None
+    from onnx_priors.manifest import resolve
+
+    return file_sha256(resolve(name))
 
 
 def _method_name(options):
@@ -369,21 +401,29 @@ def solve(options):
     if options.seed < 0:
         raise UsageError(f"seed: got {options.seed}, expected a number >= 0")
     _check_device(options.device)
+    if options.workers is not None and options.workers < 1:
+        raise UsageError(f"workers: got {options.workers}, expected at least 1")
+    refuse_foreign(options)
     if options.workers is None:
         options.workers = 1 if options.device == "cuda" else min(options.ensembles, os.cpu_count() or 1)
     problem = build_problem(options)
     prior, denoise = build_prior(options, problem)
     method, rows = build_method(options, problem, denoise, options.seed)
     config = {"particles": rows, **method.config.describe()}
-    waves = method.counts(rows)["fwd_seq"] if hasattr(method, "counts") else method.config.counts()["forward"]
+    waves = method.counts(rows).get("fwd_seq", 0) if hasattr(method, "counts") else method.config.counts()["forward"]
     likelihood = build_likelihood(problem)
     folder, work = _prepare_folder(options)
 
     bar = _progress_bar(options.ensembles * waves, options.quiet)
     try:
         runner.run_ensembles(build_run, options, options.ensembles, options.workers, work, partial(_advance, bar))
+    except BaseException:
+        if not runner.begun(work):  # nothing to go on with: the corrected command may use the folder
+            runner.clear(work)
+        raise
     finally:
         bar.close()
+    options.computed = True
 
     parts = runner.collect(work, options.ensembles)
     history = [line for _, _, lines in parts for line in lines]
@@ -393,17 +433,24 @@ def solve(options):
     counts = ledger.add(extra["ledger"] for _, extra, _ in parts)
     predictions = np.asarray(problem.forward(particles))
     counts["diag_fwd"] += len(particles)
-    score = problem.score or (lambda x: _score(x, problem, likelihood))
+    predictions = predictions.reshape(len(predictions), -1)
+
+    def score(rows):
+        return (problem.score(poolable[rows]) if problem.score else
+                _score(poolable[rows], predictions[rows], problem, likelihood))
+
+    poolable = problem.pool(ensemble, index) if problem.pool and len(parts) > 1 else ensemble
     weights = np.full(len(parts), 1.0 / len(parts))
     if options.method == "enkg-r":  # each ensemble samples the mode it found: modes count by how well they fit
-        misfit = np.asarray(likelihood.misfit(predictions.reshape(len(predictions), -1)))
+        misfit = np.asarray(likelihood.misfit(predictions))
         weights = report.weights_by_misfit([misfit[index == k] for k in range(len(parts))])
-    pooled = ensemble[report.resampled((weights / np.bincount(index))[index])]
+    rows = report.resampled((weights / np.bincount(index))[index])
+    pooled = poolable[rows]
     stopped = sum(line.get("stopped", False) for line in history)
     summary = {
         "problem": problem.name, "method": _method_name(options), "prior": prior, "seed": options.seed,
-        "ensembles": options.ensembles, "config": config, "metrics": score(pooled),
-        "metrics_per_ensemble": [score(ensemble[index == k]) for k in range(options.ensembles)],
+        "ensembles": options.ensembles, "config": config, "metrics": score(rows),
+        "metrics_per_ensemble": [score(index == k) for k in range(options.ensembles)],
         "failed_rows": sum(len(line.get("failed_rows", ())) for line in history),
         "trust": report.trust(history, options.ensembles),
         "collapsed_updates": sum(line.get("collapsed", False) for line in history),
@@ -417,10 +464,8 @@ def solve(options):
     if problem.truth is not None:
         result["truth"] = np.asarray(problem.truth)
 
-    np.savez(folder / "result.npz", **result)
     if len(parts) > 1:
-        summary |= {"disagreement": report.disagreement(ensemble, index), "weights": weights}
-    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+        summary |= {"disagreement": report.disagreement(poolable, index), "weights": weights}
     # closures do not see where the image stands: its pixels are not to be compared with those of the truth
     if problem.truth is not None and len(pooled) >= 19 and problem.observation.angular is None:
         summary["calibration"] = report.calibration(pooled, problem.truth)
@@ -430,19 +475,19 @@ def solve(options):
     title = f"{problem.name}: {summary['method']}, prior {prior}"
     page = problem.figure(shown) if problem.figure else report.figure(shown, history, title)
     page.savefig(folder / "figure.png", dpi=110, bbox_inches="tight")
+    np.savez(folder / "result.npz", **result)
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
     summary["seconds"] = time.perf_counter() - started
-    report.write_json(folder / "summary.json", summary)
-    shutil.rmtree(work)
+    report.write_json(folder / "summary.json", summary)  # the last: with it the run is finished
+    runner.clear(work)
     if not options.quiet:
         print(report.text(summary))
         print(f"  written to {folder}/: figure.png, result.npz, summary.json, history.jsonl")
     return 0
 
 
-def _score(ensemble, problem, likelihood):
+def _score(ensemble, predictions, problem, likelihood):
     """Figures of merit of a problem that brings none: misfit of the predictions, errors where the truth is known."""
-    x = (ensemble - problem.shift) / problem.scale
-    predictions = np.asarray(problem.forward(x)).reshape(len(x), -1)
     mean, m = predictions.mean(axis=0, keepdims=True), likelihood.size
     out = {"chi2_mean_prediction": float(likelihood.misfit(mean)[0]) / m,
            "chi2_median_particle": float(np.median(likelihood.misfit(predictions))) / m}
@@ -466,23 +511,31 @@ def _check_device(device):
             raise UsageError("device: got cuda, expected a CUDA device, but cupy finds none")
 
 
+OUTPUTS = ("summary.json", "result.npz", "history.jsonl", "figure.png")
+
+
 def _prepare_folder(options):
     """The output folder and its working folder; nothing that is there already is touched."""
     folder = Path(options.out or f"out-{options.problem or 'own'}")
     work = folder / "run"
     try:
-        finished, begun = (folder / "summary.json").exists(), work.exists()
-        if finished and options.resume and not begun:
-            raise UsageError(f"resume: got {folder}, which holds a finished run, expected an unfinished one")
-        if (finished or begun) and not options.resume:
-            kind = "a finished run" if finished else "an unfinished run (go on with --resume)"
-            raise UsageError(f"out: got {folder}, which holds {kind}, expected another folder")
+        there = [name for name in OUTPUTS if (folder / name).exists()]
+        begun = (work / runner.MARKER).exists() and runner.begun(work)
+        if "summary.json" in there:
+            word = "resume" if options.resume else "out"
+            raise UsageError(f"{word}: got {folder}, which holds a finished run, expected another folder")
+        if work.exists() and not (work / runner.MARKER).exists():
+            raise UsageError(f"out: got {folder}, which holds a folder 'run' of another origin, expected another "
+                             "folder")
+        if there and not begun:
+            raise UsageError(f"out: got {folder}, which holds a file {there[0]}, expected another folder")
+        if begun and not options.resume:
+            raise UsageError(f"out: got {folder}, which holds an unfinished run (go on with --resume), expected "
+                             "another folder")
         if options.resume and not begun:
             raise UsageError(f"resume: got {folder}, which holds no unfinished run, expected one")
         work.mkdir(parents=True, exist_ok=True)
-        probe = work / "writable"
-        probe.touch()
-        probe.unlink()
+        (work / runner.MARKER).touch()
     except OSError as error:
         raise UsageError(f"out: got {folder}, which cannot be written ({error.strerror}), expected a writable "
                          "folder") from None
@@ -523,6 +576,7 @@ TUNING_ITEM = 100  # number of the first tuning item; tables use 0, 1, ...
 
 def build_items(options, methods, numbers):
     """[`arena.Item`, one per number of a simulated truth], with whatever ``methods`` need and the prior has."""
+    refuse_foreign(options)
     items = []
     for number in numbers:
         own = argparse.Namespace(**{**vars(options), "item": number, "seed": number})
@@ -548,14 +602,18 @@ def compare(options):
     c_vjp = round(arena.vjp_cost(items[0]), 2)
     arena.check(options.methods, items[0], options.budget, c_vjp, {})
     out = Path(options.out or f"out-compare-{options.problem}")
-    settings = {}
-    if options.tune:
+    settings, tuned = {}, []
+    if options.tune is not None:
+        budget = options.tune or max(options.budget)
+        arena.check(options.methods, items[0], [budget], c_vjp, {})
         tuning = build_items(options, options.methods, range(TUNING_ITEM, TUNING_ITEM + 2))
         for name in options.methods:
-            settings[name], trials = arena.tune(tuning, name, max(options.budget), out / "tuning", c_vjp, metric)
+            settings[name], trials = arena.tune(tuning, name, budget, out / "tuning", c_vjp, metric)
             spent = sum(trial["forward_equivalents"] for trial in trials)
-            print(f"tuned {name}: {settings[name]}, the best of {len(trials)} on two other items, {spent:.0f} forward "
-                  "equivalents per item", flush=True)
+            tuned.append(f"{name}: tuned to {settings[name]}, the best of {len(trials)} on two other items at budget "
+                         f"{budget}, {spent:.0f} forward equivalents per item")
+            if not options.quiet:
+                print(tuned[-1], flush=True)
     bar = _progress_bar(len(items) * options.seeds * len(options.methods) * len(options.budget), options.quiet)
 
     def advance(record, done, total):
@@ -563,13 +621,15 @@ def compare(options):
         bar.update(done - bar.n)
 
     try:
-        about = {"prior": options.prior or items[0].problem.prior or "exact", "tuned": options.tune}
+        about = {"prior": options.prior or items[0].problem.prior or "exact", "tuned": options.tune is not None}
         summary = arena.compare(items, options.methods, options.budget, options.seeds, out, settings, c_vjp, about,
                                 advance, metric)
     finally:
         bar.close()
+    text = "\n".join([arena.to_text(summary), *tuned])
+    (out / "table.txt").write_text(text + "\n")
     if not options.quiet:
-        print(arena.to_text(summary))
+        print(text)
         print(f"  written to {out}/: table.txt, table.csv, results.json, pareto.png, runs/")
     return 0
 
@@ -639,6 +699,8 @@ def _window(text):
         start, end = (float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected START,END as fractions of the steps") from None
+    if not (start >= 0.0 and end >= 0.0 and start + end < 1.0):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected two fractions >= 0 with a sum below 1")
     return start, end
 
 
@@ -653,27 +715,29 @@ def _parser():
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    run = commands.add_parser("solve", help="reconstruct one observation",
-                              formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    run = commands.add_parser("solve", help="reconstruct one observation")
     run.set_defaults(call=solve)
     add = run.add_argument
     add("problem", nargs="?", help=f"one of {', '.join(PROBLEMS)}; none with --forward")
-    add("--method", default="enkg", help=f"one of {', '.join(arena.METHODS)}")
+    add("--method", default="enkg", help=f"one of {', '.join(arena.METHODS)}; default enkg")
     add("--prior", help="shipped prior by name, an .onnx file, or gaussian (navier-stokes: the Gaussian of its "
         "fields); default: the problem's own")
     add("--particles", type=_number(int), help="J, ensemble size; default: the problem's")
     add("--steps", type=_number(int), help="N, diffusion steps; default: the problem's")
     add("--updates", type=_number(int), help="U, corrections per guided level; default: the problem's")
     add("--guidance", type=_positive, help="gamma; monotone up to 2; default: the problem's")
-    add("--window", type=_window, metavar="START,END", help="unguided fractions of the steps at both ends")
+    add("--window", type=_window, metavar="START,END", help="unguided fractions of the steps at both ends; "
+        "default: the problem's")
     add("--step-rule", choices=STEP_RULES, help="(T5); default frobenius. 'tempered' is an extension, not in the paper")
     add("--stop", choices=STOPS, help="discrepancy stop, an extension, not in the paper; default none")
-    add("--failed", choices=("shift", "keep", "raise"), help="what a failed forward call does to its particle")
-    add("--preset", help=f"a released configuration: {', '.join(PRESETS)}")
+    add("--failed", choices=("shift", "keep", "raise"), help="what a failed forward call does to its particle; "
+        "default shift")
+    add("--preset", help="a released configuration of the sampler (data and misfit stay the problem's): "
+        f"{', '.join(PRESETS)}")
     add("--budget", type=_number(int), metavar="CALLS", help="forward calls of one ensemble, from which all "
         f"settings follow; every method but enkg needs it. A gradient costs {VJP_COST:g} calls beside its value")
     add("--reference", metavar="FILE.npz", help="enkg-r: Gaussian reference of a prior of your own")
-    add("--seed", type=_number(int), default=0, help="of the initial noise; ensemble k uses seed + k")
+    add("--seed", type=_number(int), default=0, help="of the initial noise; ensemble k uses seed + k; default 0")
     add("--ensembles", type=_number(int), help="independent ensembles; default 3 for m87, else 1")
     add("--workers", type=_number(int), help="processes; default: one per ensemble, at most one per core")
     add("--noise", type=_positive, metavar="SIGMA", help="standard deviation of the data")
@@ -682,8 +746,9 @@ def _parser():
     add("--truth", metavar="FILE.npy", help="known truth, for the error only (black-hole: simulated from it)")
     add("--forward", metavar="NAME", help="your simulator: package.module:function, (J, *event) -> (J, m) in physical "
         "units, or a command with {input} and {output} (.npy, one member each)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs the extra gpu")
-    add("--dtype", choices=("float64", "float32"), default="float64", help="of the particles; priors run in float32")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu; cuda needs the extra gpu")
+    add("--dtype", choices=("float64", "float32"), default="float64", help="of the particles, default float64; priors "
+        "run in float32")
     add("--chunk", type=_number(int), help="rows per call of prior and forward model")
     add("--out", metavar="DIR", help="output folder; default out-PROBLEM")
     add("--resume", action="store_true", help="go on with the unfinished run in --out")
@@ -691,8 +756,7 @@ def _parser():
     add("--item", type=_number(int), help="number of the simulated truth; default 0")
     _add_problem_options(run)
 
-    versus = commands.add_parser("compare", help="methods at equal cost on the same simulated data",
-                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    versus = commands.add_parser("compare", help="methods at equal cost on the same simulated data")
     versus.set_defaults(call=compare, **dict.fromkeys(NO_BUDGET), method=None, forward=None, observation=None,
                         truth=None, reference=None, chunk=None, device="cpu", dtype=None)
     add = versus.add_argument
@@ -700,9 +764,10 @@ def _parser():
     add("--methods", type=_names, required=True, metavar="A,B,..", help=f"some of {', '.join(arena.METHODS)}")
     add("--budget", type=_budgets, required=True, metavar="N[,N..]", help="forward calls of one run, a gradient at its "
         "measured cost; a method spends it as enkg list says")
-    add("--seeds", type=_number(int), default=3, help="runs per method, budget and item")
-    add("--items", type=_number(int), default=10, help="simulated truths, numbers 0, 1, ...")
-    add("--tune", action="store_true", help="first choose each method's settings, of four, on two other items")
+    add("--seeds", type=_number(int), default=3, help="runs per method, budget and item; default 3")
+    add("--items", type=_number(int), default=10, help="simulated truths, numbers 0, 1, ...; default 10")
+    add("--tune", nargs="?", type=_number(int), const=0, metavar="N", help="first choose the settings, of four, "
+        "on two other items at budget N (the largest)")
     add("--prior", help="as for solve")
     add("--noise", type=_positive, metavar="SIGMA", help="standard deviation of the data")
     add("--out", metavar="DIR", help="output folder; default out-compare-PROBLEM. The same command goes on with it")
@@ -722,20 +787,24 @@ def _parser():
 def _add_problem_options(command):
     sky = command.add_argument_group("m87, black-hole")
     add = sky.add_argument
-    add("--day", default="101", help="m87: 101 (11 April 2017) or 096 (6 April)")
+    add("--day", help="m87: 101 (11 April 2017, default) or 096 (6 April)")
     add("--systematic", type=_positive, metavar="F", help="real data: noise added, as a fraction of |V|; default 0.02")
     add("--min-baseline", type=_positive, metavar="LAMBDA", help="real data: drop shorter baselines; default 1e8")
+    add("--min-snr", type=_positive, metavar="RATIO", help="real data: drop visibilities below this "
+        "|V|/sigma; default 0")
+    add("--max-tint-ratio", type=_positive, metavar="RATIO", help="real data: drop closures whose integration times "
+        "differ by more; default: none")
     add("--closure-set", choices=("full", "min"), help="full rank (default), or through one reference station")
     add("--compact-flux", type=_positive, metavar="JY", help="real data: flux of the displayed image; default 0.6")
     add("--coverage", help="simulated data: standard (default), sgra, m87-101, m87-096")
     add("--noise-mode", help="simulated data: vis_thermal (default), gaussian, eht")
     flow = command.add_argument_group("navier-stokes")
     add = flow.add_argument
-    add("--size", type=_number(int), default=32, help="grid points per axis: 32 (Re 50), 64 or 128 (Re 200)")
+    add("--size", type=_number(int), help="grid points per axis: 32 (Re 50, default), 64 or 128 (Re 200)")
     add("--data-solver", choices=("same", "padded"), help="what makes the data: the forward model (default), or a run "
         "on twice the grid")
     add("--fft", choices=("scipy", "ducc0", "pyfftw"), help="default scipy; the others need the extra fast")
-    command.add_argument("--setup", default="A", help="linear-gaussian: A, B or LG6")
+    command.add_argument("--setup", help="linear-gaussian: A (default), B or LG6")
 
 
 def main(argv=None):
@@ -750,10 +819,16 @@ def main(argv=None):
         print(f"enkg: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        how = "" if options is None or options.call is compare else " with --resume"
-        print(f"enkg: interrupted; what is done is kept: repeat the command{how} to go on", file=sys.stderr)
+        call = getattr(options, "call", None)
+        kept = {solve: "; what is done is kept: repeat the command with --resume to go on",
+                compare: "; what is done is kept: repeat the command to go on"}.get(call, "")
+        if call is solve and not runner.begun(Path(options.out or f"out-{options.problem or 'own'}") / "run"):
+            kept = " before anything was done"
+        print(f"enkg: interrupted{kept}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
+        if getattr(options, "computed", False):  # the input was good: this is a fault of ours, and the run is kept
+            raise
         print(f"enkg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

@@ -14,20 +14,22 @@ from ._xp import array_namespace, to_numpy
 
 FIELDS = ("fwd_total", "fwd_seq", "den_total", "den_seq", "den_vjp_total", "den_vjp_seq", "fwd_vjp_total",
           "fwd_vjp_seq", "offline_fwd", "diag_fwd", "diag_den", "failed_fwd", "phys_net")
-PARTS = ("forward", "denoiser", "update", "record")
+PARTS = ("setup", "forward", "denoiser", "update", "record")
 
 
 class Ledger:
     """Counts (``counts``) and exclusive wall seconds (``wall``) of one run.
 
-    wall: forward, denoiser (their VJPs included), update (the method's own arithmetic), record (history, checkpoint),
-    and in ``as_dict()`` other = total - their sum. On an asynchronous device the split follows the host's clock.
+    wall: setup (problem, prior, noise), forward, denoiser (their VJPs included), update (the method's own arithmetic),
+    record (history, checkpoint). In ``as_dict()`` total is the time since the ledger was made, by a clock of its own,
+    and other = total - the sum of the parts. On an asynchronous device the split follows the host's clock.
+    diag_fwd: simulator calls made for the result's own sake after the run, the predictions of the last ensemble.
     """
 
     def __init__(self):
         self.counts = Counter({name: 0 for name in FIELDS})
         self.wall = Counter({part: 0.0 for part in PARTS})
-        self.total = 0.0
+        self._made, self._earlier = time.perf_counter(), 0.0
         self._nested = []
 
     def forward(self, call):
@@ -81,8 +83,6 @@ class Ledger:
             self.wall[part] += elapsed - self._nested.pop()
             if self._nested:
                 self._nested[-1] += elapsed
-            else:
-                self.total += elapsed
 
     def timed(self, updates, part="update"):
         """Hand a generator through, its own time (not that of the calls wrapped inside it) booked under ``part``."""
@@ -97,14 +97,15 @@ class Ledger:
     def as_dict(self):
         """Counts, and wall seconds by part; ``other`` is what no part explains."""
         named = {part: self.wall[part] for part in PARTS}
+        total = self._earlier + time.perf_counter() - self._made
         return {**{name: self.counts[name] for name in FIELDS},
-                "wall": {**named, "other": self.total - sum(named.values()), "total": self.total}}
+                "wall": {**named, "other": total - sum(named.values()), "total": total}}
 
     def restore(self, saved):
         """Continue the counts of ``as_dict()`` of an earlier session of the same run."""
         self.counts.update({name: saved[name] for name in FIELDS})
         self.wall.update({part: saved["wall"][part] for part in PARTS})
-        self.total += saved["wall"]["total"]
+        self._earlier += saved["wall"]["total"]
 
 
 def add(ledgers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -72,7 +73,10 @@ class Program:
     def __init__(self, command, size, timeout=None, log=None):
         if "{input}" not in command or "{output}" not in command:
             raise ValueError(f"forward: got {command!r}, expected a command with {{input}} and {{output}} in it")
-        self.command, self.size, self.timeout, self.log = command, size, timeout, log
+        self.words = shlex.split(command)
+        if shutil.which(self.words[0]) is None:
+            raise ValueError(f"forward: got the program {self.words[0]}, which is not found, expected an executable")
+        self.size, self.timeout, self.log = size, timeout, log
 
     def __call__(self, x):
         return like(np.stack([self._run(row, member) for row, member in enumerate(to_numpy(x))]), x)
@@ -81,11 +85,14 @@ class Program:
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "input.npy"), Path(folder, "output.npy")
             np.save(source, member)
-            words = [word.format(input=source, output=target) for word in shlex.split(self.command)]
+            words = [word.replace("{input}", str(source)).replace("{output}", str(target)) for word in self.words]
             try:
-                subprocess.run(words, check=True, capture_output=True, timeout=self.timeout)
+                done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=self.timeout)
+                if done.returncode != 0:
+                    said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+                    raise RuntimeError(f"exit status {done.returncode}: {said}")
                 return np.load(target, allow_pickle=False).astype(np.float64).reshape(self.size)
-            except (OSError, ValueError, subprocess.SubprocessError) as error:
+            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
                 if self.log is not None:
                     self.log(row, error)
                 return np.full(self.size, np.nan)

@@ -1,10 +1,12 @@
 """Running a solve from the shell: independent ensembles, history, checkpoints, progress. Consumes the generator.
 
-While a run is under way its folder holds ``run/ensemble-K.npz`` (checkpoint) and ``run/ensemble-K.jsonl`` (history).
+While a run is under way its folder holds ``run/`` with ``ensemble-K.npz`` (checkpoint), ``ensemble-K.jsonl`` (history)
+and ``ensemble-K.lock`` (held by the process at work), and the file ``MARKER``, which says that ``run/`` is ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -17,6 +19,8 @@ from typing import Any
 from . import checkpoint
 from .enkg import iterate
 from .ledger import Ledger
+
+MARKER = "enkg-run"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,13 @@ def run_ensemble(build, options, k, folder, report=None):
     folder = Path(folder)
     saved, history = folder / f"ensemble-{k}.npz", folder / f"ensemble-{k}.jsonl"
     ledger = Ledger()
-    run = build(options, k, ledger)
+    with _alone(folder / f"ensemble-{k}.lock"):
+        _run(build, options, k, saved, history, ledger, report)
+
+
+def _run(build, options, k, saved, history, ledger, report):
+    with ledger.clock("setup"):
+        run = build(options, k, ledger)
     if saved.exists():
         state, extra = checkpoint.load(saved, run.state_type, run.about, run.noise)
         ledger.restore(extra["ledger"])
@@ -86,7 +96,7 @@ def run_ensembles(build, options, count, workers, folder, progress):
     os.environ.update({name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")})
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        futures = [pool.submit(run_ensemble, build, options, k, folder) for k in range(count)]
+        futures = [pool.submit(_in_worker, os.getpid(), build, options, k, folder) for k in range(count)]
         pending = set(futures)
         while pending:
             finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
@@ -99,6 +109,46 @@ def run_ensembles(build, options, count, workers, folder, progress):
             process.terminate()
         raise
     pool.shutdown()
+
+
+def _in_worker(parent, build, options, k, folder):
+    def report(info, updates):
+        if os.getppid() != parent:  # killed without a word: nobody waits for this ensemble any more
+            os._exit(1)
+
+    run_ensemble(build, options, k, folder, report)
+
+
+@contextlib.contextmanager
+def _alone(path):
+    """Hold the lock file while the block runs; ValueError if another process holds it. Falls with its process."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"out: got {path.parent.parent}, where another process is at work, expected it finished "
+                             "or another folder") from None
+        yield
+
+
+def begun(folder):
+    """Whether ``folder`` holds an ensemble to go on with."""
+    return any(Path(folder).glob("ensemble-*.npz"))
+
+
+def clear(folder):
+    """Remove what a run has left in ``folder``, and nothing else."""
+    folder = Path(folder)
+    for path in [*folder.glob("ensemble-*.npz*"), *folder.glob("ensemble-*.jsonl"), *folder.glob("ensemble-*.lock"),
+                 folder / MARKER]:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty: it holds something of the user's
+        folder.rmdir()
 
 
 def collect(folder, count):

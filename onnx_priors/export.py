@@ -89,7 +89,10 @@ def attach_metadata(path_in, path_out, **metadata):
 
     Raises FileNotFoundError, or ValueError with one line if the metadata or the model violate the contract.
     """
-    import onnx
+    try:
+        import onnx
+    except ImportError:
+        raise ImportError("attach_metadata needs the package onnx: pip install onnx") from None
 
     if not os.path.isfile(path_in):
         raise FileNotFoundError(f"path_in: {path_in} does not exist")

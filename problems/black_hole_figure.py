@@ -54,7 +54,7 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
     if truth is not None:
         main.append(("truth", to_flux(np.asarray(truth)), "afmhot"))
     within = np.sqrt(np.mean([group.var(axis=0) for group in groups], axis=0))
-    main.append(("spread of the particles (see below)", 1e3 * flux_jy * within / mean.sum(), "viridis"))
+    main.append(("spread within an ensemble (see below)", 1e3 * flux_jy * within / mean.sum(), "viridis"))
     if len(groups) > 1:
         moved = [shifted(m, int(r), int(c)) for m, (r, c) in zip(means, best_shifts(means, means[0]))]
         scatter = np.std(moved, axis=0, ddof=1)
@@ -86,6 +86,9 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
             (phases, "cp", 180 / np.pi, "closure phase (degrees)", chi2_phase),
             (amplitudes, "lca", 1.0, "log closure amplitude", chi2_log_amplitude)):
         part = data.blocks[block]
+        if part.start == part.stop:
+            ax.set_title(f"{label}: none", fontsize=9)
+            continue
         number = np.arange(part.stop - part.start)
         y, sigma = np.asarray(data.y)[part], np.asarray(data.noise)[part]
         low, high = np.percentile(predicted[:, part], (5, 95), axis=0)

@@ -44,6 +44,8 @@ class Problem:
         moments of the prior's data, or None
     defaults : mapping              solver settings recommended for this problem, by Config field name
     score : (ensemble in physical units (J, *event)) -> {name: float}, figures of merit for the summary
+    pool : (ensemble (J, *event), index (J,)) -> ensemble, what must be undone before independent ensembles (numbered by
+        ``index``) are averaged because the data do not determine it, or None
     figure : (result) -> matplotlib Figure, or None for the generic one; ``result`` is the mapping saved in result.npz
     notes : str                     what a reader of a result must know (stand-in data, units, resolution)
     """
@@ -61,5 +63,6 @@ class Problem:
     moments: Callable | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     score: Callable | None = None
+    pool: Callable | None = None
     figure: Callable | None = None
     notes: str = ""

@@ -167,7 +167,16 @@ BAD = [
     (["linear-gaussian", "--nonsense"], "--nonsense"),
     (["--forward", "my_simulator:forward"], "prior: got nothing"),
     (["black-hole", "--observation", "missing.csv"], "missing.csv"),
-    (["black-hole", "--truth", "small.npy", "--observation", "missing.csv"], "missing.csv"),
+    (["black-hole", "--truth", "small.npy"], "(3, 3)"),
+    (["black-hole", "--systematic", "0.1"], "systematic: got 0.1, expected nothing: problem black-hole"),
+    (["m87", "--coverage", "sgra"], "coverage: got sgra, expected nothing: problem m87 does not use it"),
+    (["m87", "--item", "3"], "item: got 3, expected nothing: problem m87"),
+    (["linear-gaussian", "--size", "64"], "size: got 64, expected nothing: problem linear-gaussian"),
+    (["linear-gaussian", "--workers", "0"], "workers: got 0, expected at least 1"),
+    (["linear-gaussian", "--window", "0.9,0.9"], "--window: got '0.9,0.9', expected two fractions"),
+    (["linear-gaussian", "--window=-1,2"], "--window: got '-1,2', expected two fractions"),
+    (["linear-gaussian", "--steps", "4", "--window", "0.5,0.4"], "window: got 0.5,0.4, which guides none of 4 levels"),
+    (["black-hole", "--preset", "black-hole-official", "--steps", "40"], "steps: got 40 with a preset"),
     (["m87", "--day", "1"], "day: got '1'"),
     (["navier-stokes", "--size", "33"], "size must be one of 32, 64, 128 grid points, got 33"),
     (["navier-stokes", "--size", "128"], "onnx_priors.training.navier_stokes --size 128, or --prior gaussian"),
@@ -200,6 +209,7 @@ def test_that_bad_input_exits_2_with_one_sentence_and_writes_nothing(argv, sente
     (lambda a: Path("y.npy").unlink(), "observation: got y.npy, which does not exist"),
     (lambda a: a.extend(["--truth", "y.npy"]), "truth: got shape (3,), expected (5,)"),
     (lambda a: Path("prior.onnx").write_bytes(Path("prior.onnx").read_bytes()[:200]), "prior.onnx"),
+    (lambda a: a.__setitem__(1, "no-such-program {input} {output}"), "forward: got the program no-such-program"),
     (lambda a: np.save("y.npy", np.zeros(4)), "forward: got an output of shape (16, 3), expected (16, 4)"),
 ])
 def test_that_a_bad_problem_of_ones_own_is_named(own, change, sentence, capsys):
@@ -208,6 +218,8 @@ def test_that_a_bad_problem_of_ones_own_is_named(own, change, sentence, capsys):
     assert run(*own, *SMALL, "--out", "out") == 2
     err = capsys.readouterr().err
     assert sentence in err and err.count("enkg: error") == 1
+    # nothing was computed: the corrected command may use the same folder
+    assert not Path("out/run").exists() and "unfinished" not in err
 
 
 def test_that_a_prior_of_another_shape_is_refused(own, capsys):
@@ -228,13 +240,136 @@ def test_that_a_folder_with_a_run_is_never_overwritten(tmp_path, capsys):
     assert run("linear-gaussian", *SMALL, "--out", tmp_path / "file") == 2
 
 
+@pytest.mark.parametrize("name", ["figure.png", "result.npz", "history.jsonl", "run/data.txt"])
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_that_files_of_another_origin_are_never_touched(name, resume, tmp_path, capsys):
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert run("linear-gaussian", *SMALL, "--out", tmp_path / "out", *resume) == 2
+    assert "expected another folder" in capsys.readouterr().err and mine.read_text() == "mine"
+
+
+def _csv(change):
+    """The data of day 101 with its lines changed."""
+    from problems import black_hole
+
+    lines = (Path(black_hole.__file__).parent / "data" / "m87_2017_101_lo_scanavg.csv").read_text().splitlines()
+    Path("data.csv").write_text("\n".join(change(lines)) + "\n")
+
+
+def _sigma(value):
+    return lambda lines: [*lines[:-1], ",".join([*lines[-1].split(",")[:-1], value])]
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda lines: [], "data.csv"),
+    (lambda lines: ["a picture, not a table"] * 3, "data.csv"),
+    (lambda lines: [line.rsplit(",", 1)[0] if "#" not in line else line for line in lines], "data.csv"),
+    (lambda lines: [*lines[:9], lines[9][:20]], "data.csv"),
+    (_sigma("nan"), "sigma"), (_sigma("0"), "sigma"), (_sigma("-1"), "sigma"),
+    (lambda lines: [line for line in lines if "#" in line or ",AA,LM," in line], "station"),
+    (lambda lines: [line for line in lines if "#" in line or ",AA,LM," in line or ",AA,PV," in line], "triangle"),
+], ids=["empty", "no table", "missing column", "truncated", "nan", "zero", "negative", "two stations", "no triangle"])
+def test_that_a_bad_observation_is_named_in_one_sentence(change, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _csv(change)
+    assert run("black-hole", "--observation", "data.csv", "--quiet", "--out", "out") == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1 and not Path("out").exists()
+
+
+def test_that_three_stations_with_no_quadrangle_are_solved_and_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    pairs = [f",{a},{b}," for a in ("AA", "LM", "PV") for b in ("AA", "LM", "PV")]
+    _csv(lambda lines: [line for line in lines if "#" in line or any(pair in line for pair in pairs)])
+    assert run("black-hole", "--observation", "data.csv", "--prior", "kerr-disc-64-gaussian", "--particles", 4,
+               "--steps", 4, "--quiet", "--out", "out") == 0
+    metrics = json.loads(Path("out/summary.json").read_text())["metrics"]
+    assert metrics["chi2_cp"] > 0 and "chi2_lca" not in metrics and Path("out/figure.png").stat().st_size > 10_000
+
+
+def test_that_a_corrupted_weight_file_is_refused(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    from onnx_priors import manifest
+
+    broken = bytearray((manifest.WEIGHTS / "kerr-disc-64-gaussian.onnx").read_bytes())
+    broken[len(broken) // 2] ^= 1
+    (tmp_path / "kerr-disc-64-gaussian.onnx").write_bytes(broken)
+    (tmp_path / "manifest.json").write_text(manifest.MANIFEST.read_text())
+    monkeypatch.setattr(manifest.resolve, "__defaults__", ("denoiser", tmp_path / "manifest.json"))
+    assert run("black-hole", "--prior", "kerr-disc-64-gaussian", "--quiet", "--out", tmp_path / "out") == 2
+    assert "sha256" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_that_a_prior_of_another_range_of_noise_levels_sets_the_levels_of_the_run(own, tmp_path):
+    pytest.importorskip("onnxruntime")
+    GaussianPrior(np.zeros(5), 1.0).to_onnx("narrow.onnx", {"sigma_min": 0.01, "sigma_max": 50.0})
+    own[own.index("prior.onnx")] = "narrow.onnx"
+    assert run(*own, *SMALL, "--out", "out") == 0
+    config = json.loads(Path("out/summary.json").read_text())["config"]
+    assert (config["sigma_min"], config["sigma_eps"], config["sigma_max"]) == (0.01, 0.01, 50.0)
+
+
+@pytest.mark.parametrize("change", [
+    lambda a: Path("my_simulator.py").rename("other.py") and a.__setitem__(1, "other:forward"),
+    lambda a: GaussianPrior(np.ones(5), 1.0).to_onnx("prior.onnx", {"sigma_min": 0.002, "sigma_max": 80.0}),
+], ids=["another simulator", "another prior of the same name"])
+def test_that_a_checkpoint_of_another_run_is_refused(own, change, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from enkg_ref import runner
+
+    def stop(build, options, count, workers, folder, progress):
+        run_ensembles(build, options, count, workers, folder, progress)
+        raise KeyboardInterrupt
+
+    run_ensembles = runner.run_ensembles
+    monkeypatch.setattr(runner, "run_ensembles", stop)
+    assert run(*own, *SMALL, "--out", "out") == 130
+    monkeypatch.setattr(runner, "run_ensembles", run_ensembles)
+    change(own)
+    assert run(*own, *SMALL, "--out", "out", "--resume") == 2
+    assert "checkpoint: got a run with" in capsys.readouterr().err
+
+
+def test_that_two_processes_never_work_on_one_ensemble(own, capsys):
+    pytest.importorskip("onnxruntime")
+    fcntl = pytest.importorskip("fcntl")
+    Path("out/run").mkdir(parents=True)
+    Path("out/run/enkg-run").touch()
+    with open("out/run/ensemble-0.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(*own, *SMALL, "--out", "out") == 2
+    assert "another process is at work" in capsys.readouterr().err
+
+
+def test_that_workers_end_when_their_parent_is_killed(tmp_path):
+    command = [sys.executable, "-m", "enkg_ref", "solve", "linear-gaussian", "--ensembles", "2", "--workers", "2",
+               "--particles", "2000", "--steps", "300", "--updates", "20", "--out", str(tmp_path / "out"), "--quiet"]
+    started = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])})
+    histories = [tmp_path / "out" / "run" / f"ensemble-{k}.jsonl" for k in (0, 1)]
+    deadline = time.monotonic() + 60
+    while not all(path.exists() and path.stat().st_size for path in histories) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started.kill()
+    started.wait()
+    time.sleep(2.0)
+    before = [path.stat().st_size for path in histories]
+    time.sleep(1.0)
+    assert min(before) > 0 and [path.stat().st_size for path in histories] == before
+
+
 def test_that_an_interrupted_run_resumes_to_the_same_bits(own, tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "slow.py").write_text(
         "import os, time\nfrom my_simulator import forward as fast\n\n\ndef forward(x):\n"
         "    time.sleep(0.05 if os.path.exists('slow') else 0.0)\n    return fast(x)\n")
     own[1] = "slow:forward"
-    command = [sys.executable, "-m", "enkg_ref", "solve", *own, "--particles", "8", "--steps", "30"]
+    # a test run in the background of a shell ignores interrupts, and its children with it
+    start = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+             "from enkg_ref.cli import main; sys.exit(main())")
+    command = [sys.executable, "-c", start, "solve", *own, "--particles", "8", "--steps", "30"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), str(tmp_path)])}
     subprocess.run([*command, "--out", "whole", "--quiet"], check=True, env=environment)
     Path("slow").touch()
