@@ -309,7 +309,7 @@ METHODS = {
 MISSING = {
     "denoiser_vjp": "a prior with a VJP (the *_vjp.onnx beside the denoiser, or an analytic prior)",
     "forward_vjp": "a forward model with a hand-written adjoint (forward_vjp of the problem)",
-    "correction": "a trained correction network for this problem, which is not shipped",
+    "correction": "a trained correction network (one is shipped for navier-stokes-32)",
     "reference": "a Gaussian reference of the prior",
     "denoiser": "a denoiser", "forward": "a forward model",
 }
@@ -724,7 +724,7 @@ def pareto_figure(summary):
         for k, method in enumerate(methods):
             rows = sorted((row for row in summary["table"] if row["method"] == method and metric in row["mean"]),
                           key=lambda row: row["budget"])
-            x, y = [row["cost"][key] for row in rows], [row["mean"][metric] for row in rows]
+            x, y = [row["cost"][key] or math.nan for row in rows], [row["mean"][metric] for row in rows]
             bars = [[max(0.0, row["mean"][metric] - row["low"][metric]) if math.isfinite(row["low"][metric]) else 0.0,
                      max(0.0, row["high"][metric] - row["mean"][metric]) if math.isfinite(row["high"][metric]) else 0.0]
                     for row in rows]

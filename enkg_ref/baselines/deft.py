@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from .._xp import like, to_numpy
 from ..diffusion import edm_sigmas, euler_step, initial_ensemble
 from .wave import Settings, expect, require_finite
 
@@ -64,3 +68,29 @@ class DEFT:
 
     def counts(self, rows):
         return {"fwd_total": 0, "fwd_seq": 0, "den_total": self.config.steps * rows, "den_seq": self.config.steps}
+
+
+class OnnxCorrection:
+    """h(x~, D, sigma) for data y (m,) of standard deviation ``noise``, from a file of ``onnx_priors.training.deft``.
+
+    offline_forward : forward calls that its training pairs cost
+    """
+
+    def __init__(self, path, y, noise):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        facts = self._session.get_modelmeta().custom_metadata_map
+        self.offline_forward = json.loads(facts["offline_forward"])
+        side = next(i.shape[-1] for i in self._session.get_inputs() if i.name == "y")
+        self._y, self._noise = to_numpy(y).reshape(1, 1, side, side), float(noise)
+
+    def __call__(self, x, denoised, sigma):
+        rows = x.shape[0]
+        levels = {"noise": self._noise, "sigma": sigma}
+        inputs = {"x": to_numpy(x)[:, None], "denoised": to_numpy(denoised)[:, None], "y": self._y.repeat(rows, axis=0),
+                  **{name: np.full(rows, level) for name, level in levels.items()}}
+        inputs = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in inputs.items()}
+        return like(self._session.run(None, inputs)[0][:, 0], x)
