@@ -530,6 +530,20 @@ def _eki_drift(Z, g):
 
 
 # ---------------------------------------------------------------------------------------------------------- DEFT
+def test_deft_with_the_optimal_correction_has_the_posterior():
+    def optimal(x, denoised, sigma):  # -(1/sigma) K (y - H D)
+        S = sigma**2 * LG.jacobian(sigma)
+        gain = S @ LG.H.T @ np.linalg.inv(LG.H @ S @ LG.H.T + LG.sigma_y**2 * np.eye(3))
+        return -(LG.y - denoised @ LG.H.T) @ gain.T / sigma
+
+    method = DEFT(LG.denoise, optimal, deft.Config(steps=1000))
+    origin, *columns = solve(method, LG.forward, np.concatenate([np.zeros((1, 6)), np.eye(6)])).x  # affine in the noise
+    F = np.stack(columns, axis=1) - origin[:, None]
+    np.testing.assert_allclose(origin, LG.m_p, atol=5e-3)
+    np.testing.assert_allclose(F @ F.T, LG.Sigma_p, atol=5e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------- MMPS
 def test_moment_matching_with_a_complete_solve_is_the_exact_posterior_denoiser():
     x, sigma = member_normals(3, 0, 4, (6,)), 0.7
     method = MMPS(LG.denoise, LG.denoise_vjp, LG.forward_vjp, stacked(1),
