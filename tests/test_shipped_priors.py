@@ -81,3 +81,18 @@ def test_rows_are_denoised_independently(clean, network):
     together = network(x[:7], 0.5)
     alone = np.concatenate([network(x[k : k + 1], 0.5) for k in range(7)])
     np.testing.assert_allclose(together, alone, atol=2e-6)
+
+
+@pytest.mark.parametrize("size, ratios", [
+    (32, {0.2: 0.47, 0.5: 0.45, 0.7: 0.46}), (64, {0.2: 0.67, 0.5: 0.62, 0.7: 0.64})])
+def test_the_vorticity_priors_beat_the_wiener_denoiser_by_the_card_on_fresh_fields(size, ratios):
+    from problems import vorticity
+
+    scale = vorticity.preset(size).scale
+    fields = vorticity.fields(size, 48, "test", first=500).astype(np.float64) / scale
+    noise = np.random.default_rng(0).standard_normal(fields.shape)
+    denoisers = [session.load_prior(f"navier-stokes-{size}{end}", threads=1) for end in ("", "-gaussian")]
+    for relative, expected in ratios.items():  # the card's ratio and .04 for 48 fields
+        sigma = relative * fields.std()
+        network, wiener = (np.mean((d(fields + sigma * noise, sigma) - fields) ** 2) for d in denoisers)
+        assert network < expected * wiener
