@@ -244,13 +244,15 @@ def build_item(options, problem, denoise, methods, lenient=False):
                 raise
             return None
 
-    known = {}
+    reference, known = given("reference", build_reference), {}
     if hasattr(problem, "posterior"):
         known = {"prior mean": problem.mu, "posterior mean": problem.posterior[0]}
     elif problem.moments is not None:
         known = {"prior mean": problem.scale * problem.moments()[0] + problem.shift}
+    elif reference is not None:
+        known = {"prior mean": problem.scale * reference.mean + problem.shift}
     return arena.Item(problem, build_likelihood(problem), denoise, denoise_vjp=given("denoiser_vjp", build_vjp),
-                      reference=given("reference", build_reference), correction=given("correction", build_correction),
+                      reference=reference, correction=given("correction", build_correction),
                       sigma_range=(getattr(denoise, "sigma_min", 0.002), getattr(denoise, "sigma_max", 80.0)),
                       dtype=options.dtype, known=known)
 
@@ -758,7 +760,7 @@ def _parser():
 
     versus = commands.add_parser("compare", help="methods at equal cost on the same simulated data")
     versus.set_defaults(call=compare, **dict.fromkeys(NO_BUDGET), method=None, forward=None, observation=None,
-                        truth=None, reference=None, chunk=None, device="cpu", dtype=None)
+                        truth=None, reference=None, chunk=None, device="cpu", dtype=None, item=None)
     add = versus.add_argument
     add("problem", help="linear-gaussian, navier-stokes or black-hole (simulated)")
     add("--methods", type=_names, required=True, metavar="A,B,..", help=f"some of {', '.join(arena.METHODS)}")
