@@ -225,6 +225,7 @@ class EnKG:
 
     @property
     def sigmas(self):
+        """(T1) The N + 1 noise levels, largest first, the last 0."""
         c = self.config
         return edm_sigmas(c.steps, c.sigma_max, c.sigma_min, c.rho, c.sigma_dtype)
 
@@ -235,6 +236,7 @@ class EnKG:
         return self._predict_until_guided(State(x=initial_ensemble(noise, self.config.sigma_max)))
 
     def done(self, state):
+        """Whether the last guided level is behind: ``state.x`` then is the answer."""
         return not self.config.is_guided(state.level)
 
     def ask(self, state):

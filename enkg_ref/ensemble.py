@@ -36,7 +36,7 @@ def coefficients(r, b, members):
 
 def frobenius(gamma):
     """(T5) w = gamma / ||K||_F: the rule of the official code, and the default. Monotone for 0 < gamma <= 2."""
-    return lambda norm, trace: _ratio(float(gamma), norm)
+    return lambda norm, K_trace: _ratio(float(gamma), norm)
 
 
 def trace(gamma):
@@ -44,12 +44,12 @@ def trace(gamma):
 
     The trace is taken as tr K, which is equal where the residual is affine in g, as for Gaussian noise.
     """
-    return lambda norm, trace: _ratio(float(gamma), trace)
+    return lambda norm, K_trace: _ratio(float(gamma), K_trace)
 
 
 def constant(w):
     """(T5) A fixed step, for verification only: the update is then linear in K."""
-    return lambda norm, trace: _ratio(float(w), array_namespace(norm).ones_like(norm))
+    return lambda norm, K_trace: _ratio(float(w), array_namespace(norm).ones_like(norm))
 
 
 def update_pairwise(x, z, k, w):

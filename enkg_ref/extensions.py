@@ -7,14 +7,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from ._xp import array_namespace, like, member_normals
 from .enkg import EnKG
 from .ensemble import Correction, anomalies, ensemble_mean
 
 
-def mean_discrepancy(mean_misfit_of_mean, misfit_of_particles, m):
+def mean_discrepancy(misfit_of_mean, misfit_of_particles, m):
     """Stop the updates of a level when the ensemble mean fits the data to noise level: ||ebar||_Gamma^2 <= m."""
-    return mean_misfit_of_mean <= m
+    return misfit_of_mean <= m
 
 
 def particle_discrepancy(misfit_of_mean, misfit_of_particles, m):
@@ -36,6 +38,7 @@ class TemperedEnKG(EnKG):
     seed: int = 0
 
     def correct(self, state, y_pred, alive):
+        """x_j <- x_j + C_xy (C_yy + Gamma/h)^-1 (y + eta_j/sqrt(h) - g_j), by `tempered_gain`; as `EnKG.correct`."""
         xp = array_namespace(state.x)
         x = state.x
         J = x.shape[0]
@@ -75,6 +78,4 @@ def tempered_gain(v, b, z, h, members):
 
 
 def _identity(n, x):
-    import numpy as np
-
     return like(np.eye(n), x)

@@ -113,7 +113,7 @@ class Closures(Gaussian):
         self._angular = angular.astype(np.float64)[None, :]
 
     def difference(self, g):
-        """g - y, for an angle in (-pi, pi] (left as it comes under "square").  (J, m) -> (J, m)"""
+        """g - y, for an angle in [-pi, pi] (left as it comes under "square").  (J, m) -> (J, m)"""
         d = super().difference(g)
         return d if self.phase_loss == "square" else self._by_kind(_wrap(d), d)
 

@@ -99,12 +99,6 @@ def _bilinear_shift(n, shift):
     return np.clip(1 - np.abs(position[:, None] - np.arange(n)[None, :]), 0, None)
 
 
-def best_of(values, larger_is_better=True):
-    """Oracle: the best of J particles, under a name that says so, e.g. {"best-of-J=128": 31.2}."""
-    values = np.asarray(values)
-    return {f"best-of-J={len(values)}": float(values.max() if larger_is_better else values.min())}
-
-
 def folded_chi2(chi2):
     """The official evaluators' chi2 -> 1/chi2 where below one; over- and under-fit become indistinguishable."""
     chi2 = np.asarray(chi2)

@@ -166,7 +166,7 @@ def test_float32_stays_float32_through_a_whole_run(backend):
     assert device(state.x) == device(backend.array(X, "float32"))
 
 
-def test_a_state_holds_one_array_and_plain_numbers(backend):
+def test_a_state_holds_three_arrays_and_plain_numbers(backend):
     state = solve(METHOD, forward, backend.array(X, "float32"))
     arrays = ("x", "y_pred", "expected")
     plain = {f.name: type(getattr(state, f.name)) for f in dataclasses.fields(State) if f.name not in arrays}

@@ -9,7 +9,6 @@ from problems import vlbi
 from problems.black_hole import FLUX_SIGMA, OFFICIAL_WEIGHTS, black_hole, m87
 from problems.radio_metrics import (
     aligned_psnr,
-    best_of,
     best_shifts,
     blurred_psnr,
     folded_chi2,
@@ -100,11 +99,6 @@ def test_official_shifts_interpolate_linearly():
     error = 0.5 * (np.outer(moved, moved) - np.outer(line, line))
     expected = -10 * np.log10(np.sum(error**2) / 64**2)
     assert official_aligned_psnr(box[None], box)[0] == pytest.approx(expected, abs=1e-9)
-
-
-def test_oracle_numbers_carry_the_number_of_particles_in_their_name():
-    assert best_of([1.0, 5.0, 3.0]) == {"best-of-J=3": 5.0}
-    assert best_of([1.0, 5.0, 3.0, 4.0], larger_is_better=False) == {"best-of-J=4": 1.0}
 
 
 def test_folding_makes_over_and_underfit_look_alike():
