@@ -1,7 +1,8 @@
 """The tables of EnKG-R, our extension (not in the paper).
 
     python benchmarks/enkg_r.py linear-gaussian      set-up B and d = 1024, 8 levels of 32 particles, 8 seeds
-    python benchmarks/enkg_r.py navier-stokes        size 32, settings by rule; --prior, --budget, --items, --seeds
+    python benchmarks/enkg_r.py navier-stokes        settings by rule; --prior, --budget, --items, --seeds, --noise;
+                                                     --data padded | forcing (10 % too strong) | failed (20 % of rows)
     python benchmarks/enkg_r.py sparse | simulated   black hole: day-101 coverage and errors | 2017 array; by rule
     python benchmarks/enkg_r.py m87                  both days, settings by rule
 
@@ -11,6 +12,7 @@ seconds are those of one thread.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
@@ -66,7 +68,7 @@ def linear_gaussian(options):
                 problem = problem_of("B", noise=noise, seed=seed, d=d, m=m)
                 reference = Reference.gaussian(problem.mu, problem.Sigma)
                 config = regressed.Config(particles=32, levels=8, sigma_start=1.0, sigma_end=0.1, memory=1.0,
-                                          model_noise=1.0, seed=seed)
+                                          locality=0.0, metric=0.0, model_noise=1.0, seed=seed)
                 method = regressed.EnKGR(problem.denoise, Gaussian(problem.observation.y, noise), reference, config)
 
                 def work(method=method, problem=problem, seed=seed):
@@ -79,26 +81,61 @@ def linear_gaussian(options):
 
 
 def navier_stokes(options):
+    """Seeds outermost: a run that is stopped leaves whole tables of fewer seeds."""
     from problems import vorticity
+    from problems.navier_stokes import NavierStokes, observe
     from problems.navier_stokes import navier_stokes as problem_of
 
-    prior = options.prior or "gaussian"
+    size, prior = options.size, options.prior or "gaussian"
     denoise, reference, sigma_range = (_gaussian_of_fields(vorticity) if prior == "gaussian" else _shipped(prior))
-    for noise in (0.55, 0.0, 1.1):
-        for field in range(options.items or 10):
-            for seed in range(options.seeds or 1):
-                key = {"prior": prior, "noise": noise, "budget": options.budget or 1504, "item": field, "seed": seed}
+    noises = options.noise if options.noise is not None else (0.0, 0.55, 1.1) if size == 32 else (1.0,)
+    fields = range(options.first, options.first + (options.items or 10))
+    for seed, noise, field in itertools.product(range(options.seeds or 1), noises, fields):
+        key = {"prior": prior, "data": options.data, "noise": noise, "budget": options.budget or 1504, "item": field,
+               "seed": seed, "particles": options.particles}
 
-                def work(key=key, noise=noise, field=field, seed=seed):
-                    problem = problem_of(32, noise=noise, seed=field)
-                    y = problem.observation.y
-                    likelihood = Gaussian(y, noise or regressed.assumed_noise(y))
-                    config = regressed.settings_by_rule(reference, likelihood, key["budget"], sigma_range, seed)
-                    x, facts = run(regressed.EnKGR(denoise, likelihood, reference, config), problem.forward,
-                                   problem.event_shape, seed, "float32")
-                    return {**calibration(problem.scale * x.astype("float64"), problem.truth), **facts}
+        def work(key=key, noise=noise, field=field, seed=seed):
+            problem = problem_of(size, noise=noise, seed=field,
+                                 data_solver="padded" if key["data"] == "padded" else "same")
+            forward, y = problem.forward, problem.observation.y
+            if key["data"] == "forcing":  # the inversion's forcing is 10 % too strong
+                own = vorticity.preset(size)
+                solver = NavierStokes(own.n, dataclasses.replace(own.flow, amplitude=1.1 * own.flow.amplitude),
+                                      courant=own.courant, rate_min=own.rate_min)
 
-                yield key, work
+                def forward(x):
+                    return observe(solver(x * own.scale))
+            elif key["data"] == "failed":
+                forward = _unreliable(forward, [seed, field])
+            likelihood = Gaussian(y, noise or regressed.assumed_noise(y))
+            config = regressed.settings_by_rule(reference, likelihood, key["budget"], sigma_range, seed)
+            if options.particles:
+                config = dataclasses.replace(config, particles=options.particles,
+                                             levels=key["budget"] // options.particles)
+            x, facts = run(regressed.EnKGR(denoise, likelihood, reference, config), forward, problem.event_shape, seed,
+                           "float32")
+            return {**calibration(problem.scale * x.astype("float64"), problem.truth), **facts,
+                    "farthest": _farthest(x, reference)}
+
+        yield key, work
+
+
+def _unreliable(forward, seed):
+    """Every fifth row, at random, is lost."""
+    broken = np.random.default_rng(seed)
+
+    def call(x):
+        g = np.array(forward(x))
+        g[broken.random(len(g)) < 0.2] = np.nan
+        return g
+
+    return call
+
+
+def _farthest(x, reference):
+    """Largest distance of a particle from the prior mean in units of the root of the prior's total variance."""
+    total = reference.total_variance(reference.variances, reference.rest)
+    return float(np.sqrt(np.max(np.sum((x - reference.mean) ** 2, axis=tuple(range(1, x.ndim)))) / total))
 
 
 def black_hole(options):
@@ -166,10 +203,11 @@ def show(table, rows):
             fitted = sum(max(r["chi2_cp"], r["chi2_lca"]) <= 3 for r in rows)
             print(f"\nmedian {np.median([r['psnr_aligned'] for r in rows]):.1f} dB, fitted {fitted} of {len(rows)}")
         return
-    names = ("d", "noise") if table == "linear-gaussian" else ("prior", "budget", "noise")
+    names = ("d", "noise") if table == "linear-gaussian" else ("prior", "data", "budget", "noise")
     first = "error_to_posterior_mean" if table == "linear-gaussian" else "m2"
     print(f"| {' | '.join(names)} | runs | {first} (sd, worst) | SSR | 90 % coverage (nominal) | kappa | CPU s "
           "(forward, denoiser) |\n" + "|---" * (len(names) + 6) + "|")
+    rows = [r for r in rows if not r.get("particles")]  # those are the hard runs
     for group in sorted({tuple(r[n] for n in names) for r in rows}):
         of = [r for r in rows if tuple(r[n] for n in names) == group]
         mean = {n: float(np.mean([r[n] for r in of])) for n in of[0] if isinstance(of[0][n], float | int)}
@@ -184,8 +222,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=tuple(TABLES))
     parser.add_argument("--prior", help="shipped name; navier-stokes: or gaussian")
-    for name in ("budget", "items", "seeds"):
+    for name in ("budget", "items", "seeds", "particles"):
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--first", type=int, default=0, help="navier-stokes: number of the first field")
+    parser.add_argument("--size", type=int, default=32, help="navier-stokes: grid points per axis")
+    parser.add_argument("--noise", type=float, nargs="+", help="navier-stokes")
+    parser.add_argument("--data", choices=("same", "padded", "forcing", "failed"), default="same")
     options = parser.parse_args()
     path = RESULTS / f"enkg_r_{options.table}.json"
     path.parent.mkdir(exist_ok=True)

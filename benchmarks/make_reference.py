@@ -51,7 +51,7 @@ def main():
     path = Path(denoise.path).with_suffix("").with_suffix(".reference.npz")
     made.save(path)
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, std {made.std:.4g}, {made.variances.size} modes, "
-          f"{made.active_modes} with 99 % of the variance, rest {made.rest:.3g}")
+          f"{made.active_modes(0.99)} with 99 % of the variance, rest {made.rest:.3g}")
     for s, row in zip(made.table_sigmas, [] if made.table is None else made.table):
         print(f"  sigma {s:8.4f}   r of the first 16 modes {row[:16].mean():.2f}, of all {row[:-1].mean():.2f}")
 

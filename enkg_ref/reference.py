@@ -69,11 +69,10 @@ class Reference:
         """Pointwise standard deviation, the root of the mean variance."""
         return float(np.sqrt(self.total_variance(self.variances, self.rest) / self.mean.size))
 
-    @property
-    def active_modes(self):
-        """The number of modes with 99 % of the variance."""
-        share = np.cumsum(self.variances) / self.total_variance(self.variances, self.rest)
-        return int(min(np.searchsorted(share, 0.99) + 1, self.variances.size))
+    def active_modes(self, share):
+        """The number of modes with this share of the variance, at most all that are kept."""
+        shares = np.cumsum(self.variances) / self.total_variance(self.variances, self.rest)
+        return int(min(np.searchsorted(shares, share) + 1, self.variances.size))
 
     def total_variance(self, variances, rest):
         """tr (V diag(variances) V' + rest (I - V V'))"""

@@ -27,7 +27,7 @@ import numpy as np
 from ._xp import array_namespace, device, like, member_normals, to_numpy
 from .likelihood import Closures
 from .reference import Reference
-from .regression import ridge_regression
+from .regression import SMALLEST_LOCAL_WEIGHT, local_weights, ridge_regression
 
 REPLACED_WEIGHT = 0.1  # of the pair of a replaced particle in the regression
 RETRIES = 3  # of a level whose particles leave the prior, each with ten times the model noise
@@ -66,6 +66,8 @@ class Config:
     sigma_start : s_1;  sigma_end : the last level at the earliest, noise_floor sigma_y/gain if that is larger, where
         gain^2 = (tr(H C_s H')/m)/(tr C_s/d) is updated every level;  between them s falls geometrically
     memory : rho, the weight of an evaluation falls by this factor every level; below ``min_weight`` it is dropped
+    locality : an evaluation's weight also falls with its distance from the current particles (`local_weights`); 0: no
+    metric : the ridge penalty of mode k is divided by (l_k/l_1)^(2 metric); 0: all alike
     model_noise : c_R of (E5);  shrink_to : ``isotropic`` or ``diagonal``
     hold, outliers : ``hold_above_4`` (E9), ``twice_the_median`` (E7b), or None
     seed : of every random number drawn after the start
@@ -78,6 +80,8 @@ class Config:
     noise_floor: float = 2.0
     memory: float = 0.75
     min_weight: float = 0.02
+    locality: float = 1.0
+    metric: float = 0.25
     model_noise: float = 0.5
     shrink_to: Callable = isotropic
     hold: Callable | None = hold_above_4
@@ -111,25 +115,25 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     """Settings from the prior's reference, the data and the number of forward calls; nothing is tuned per problem.
 
     J = 16 up to 750 calls, 32 up to 3,000, 64 above; L = budget // J.
-    s_1 = 3 x the prior's pointwise standard deviation std, or .6 x the rms standard deviation of its leading modes
+    s_1 = 2 x the prior's pointwise standard deviation std, or .6 x the rms standard deviation of its leading modes
     (sum l^2/sum l)^1/2 if that is larger; s_L = max(2 sigma_y/gain, .05 std), geometric.
-    rho = 1 - J/n, n the number of modes with 99 % of the variance, in [80, 350]: n evaluations carry the regression.
-    c_R = .5, shrunk towards tr(S)/m I. Where some data are angles: c_R = .25, shrunk towards the diagonal, and outliers
-    are replaced. The level is held while kappa > 4.
+    rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 350]: n evaluations carry the regression.
+    c_R = .25, R shrunk towards tr(S)/m I, or, where some data are angles, towards the diagonal; there outliers are
+    replaced. The level is held while kappa > 4.
 
     sigma_range : (sigma_min, sigma_max) of the denoiser.  Raises ValueError if the budget is below 64 calls.
     """
     if budget < 64:
         raise ValueError(f"budget: got {budget} forward calls, expected at least 64 (4 levels of 16 particles)")
     J = 16 if budget <= 750 else 32 if budget <= 3000 else 64
-    evaluations = min(max(reference.active_modes, 80), 350)
+    evaluations = min(max(reference.active_modes(0.95), 100), 350)
     lowest, highest = sigma_range
     leading = math.sqrt(float(np.sum(reference.variances**2) / np.sum(reference.variances)))
-    start = min(max(3.0 * reference.std, 0.6 * leading), highest)
+    start = min(max(2.0 * reference.std, 0.6 * leading), highest)
     closures = isinstance(likelihood, Closures)
     return Config(
         particles=J, levels=budget // J, sigma_start=start, sigma_end=min(max(0.05 * reference.std, lowest), start),
-        memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25 if closures else 0.5,
+        memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25,
         shrink_to=diagonal if closures else isotropic, outliers=twice_the_median if closures else None)
 
 
@@ -245,8 +249,7 @@ class EnKGR:
             raise FloatingPointError(f"forward: {int(alive.sum())} of {J} rows are finite at level {level} (sigma = "
                                      f"{s:.4g}), expected at least 3 finite evaluations to estimate the model error")
 
-        scale = None if c.shrink_to is isotropic else 1.0 / xp.sqrt(1.0 + _variance(history_d))
-        surrogate = self.regress(history_x, history_d, weight, scale)
+        surrogate = self._fit(a, history_x, history_d, weight)
         D, d = _take(state.denoised, stand_in), _take(d, stand_in)
         if not alive.all():
             d = xp.where(like(alive[stand_in][:, None], d) > 0.5, d, surrogate.predict(a))
@@ -285,6 +288,17 @@ class EnKGR:
             failed_rows=_rows(~alive), forward_calls=following.forward_calls,
             denoiser_calls=following.denoiser_calls)
         return following, info
+
+    def _fit(self, a, x, d, weight):
+        """The linear model at the current points a, from the history."""
+        c, xp = self.config, array_namespace(x)
+        variances = self.reference.variances
+        metric = like(np.maximum(variances / variances[0], 1e-12)[None, :] ** c.metric, x)
+        near = local_weights(x * metric, a * metric, weight, c.locality)
+        rows = np.flatnonzero(to_numpy(near) > SMALLEST_LOCAL_WEIGHT)
+        x, d, near = (_take(v, rows) for v in (x * metric, d, near)) if len(rows) >= 3 else (x * metric, d, weight)
+        scale = None if c.shrink_to is isotropic else 1.0 / xp.sqrt(1.0 + _variance(d))
+        return self.regress(x, d, near, scale).unscaled(metric)
 
     def _renoise(self, state):
         """x_j = x0_j + s eps_j and D_j = D(x_j, s) for the next level."""

@@ -5,7 +5,7 @@ Part of EnKG-R, our extension; not in the EnKG paper. n rows (evaluations), r in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from ._xp import array_namespace, like
 RIDGES = tuple(10.0 ** (half / 2) for half in range(-10, 3))  # lam / largest eigenvalue, 1e-5 ... 10
 SKETCH = 96  # outputs are judged by this many random sign projections when there are more of them
 SMALLEST_LEVERAGE_LEFT = 1e-9
+
+
+SMALLEST_LOCAL_WEIGHT = 2e-3
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,27 @@ class Surrogate:
     errors: Any
     ridge: float
 
+    def unscaled(self, scale):
+        """The same model for inputs x where it was fitted to x scale.  scale : (1, r)"""
+        return replace(self, x_mean=self.x_mean / scale, slope=self.slope * scale.T)
+
     def predict(self, x):
         """(J, r) -> (J, m)"""
         return self.y_mean + array_namespace(x).matmul(x - self.x_mean, self.slope)
+
+
+def local_weights(x, current, weight, locality):
+    """Weights of evaluations x times exp(-locality max(|x - c|^2/v - 1, 0)): a linear model of a curved map is local.
+
+    c and v are the mean of the current evaluations and their mean squared distance from it.
+
+    x : (n, r);  current : (J, r);  weight : (n,);  -> (n,)
+    """
+    xp = array_namespace(x, current)
+    c = xp.mean(current, axis=0, keepdims=True)
+    v = xp.mean(xp.sum((current - c) ** 2, axis=1))
+    excess = xp.sum((x - c) ** 2, axis=1) / xp.where(v > 0, v, xp.ones_like(v)) - 1.0
+    return weight * xp.exp(-locality * xp.where(excess > 0, excess, xp.zeros_like(excess)))
 
 
 def ridge_regression(x, y, weight, output_scale=None, ridges=RIDGES):

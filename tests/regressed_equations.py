@@ -30,6 +30,15 @@ def start(mean, modes, variances, noise):
     return [mu + z for mu, z in zip(mean, coloured)]
 
 
+def local_weights(rows, current, q, locality):
+    """q_i exp(-locality max(|x_i - c|^2/v - 1, 0)), c the mean of the current rows, v their mean squared distance."""
+    J, d = len(current), len(current[0])
+    c = [sum(row[a] for row in current) / J for a in range(d)]
+    v = sum((row[a] - c[a]) ** 2 for row in current for a in range(d)) / J
+    return [q_i * math.exp(-locality * max(sum((row[a] - c[a]) ** 2 for a in range(d)) / v - 1.0, 0.0))
+            for q_i, row in zip(q, rows)]
+
+
 def weighted_ridge(rows_x, rows_y, q, lam):
     """(E3) in primal form: H' and the intercept minimise sum_i q_i |y_i - b - H x_i|^2 + lam |H|^2.
 

@@ -55,23 +55,28 @@ def test_one_level_equals_the_loops_on_every_backend(backend):
     D = [[0.5 * (x0[j][i] + s * eps[j, i]) for i in range(d)] for j in range(J)]
     g = [[sum(D[j][i] * A[i, b] for i in range(d)) + 0.2 * D[j][b] ** 2 for b in range(m)] for j in range(J)]
     whitened = [[(g[j][b] - y[b]) / gamma[b] for b in range(m)] for j in range(J)]
-    lam = info.ridge * np.linalg.svd(np.asarray(D) - np.mean(D, 0), compute_uv=False)[0] ** 2
-    fit = spec.weighted_ridge(D, whitened, [1.0] * J, lam)
-    loo = spec.leave_one_out(D, whitened, [1.0] * J, lam)
-    R = spec.model_noise(loo, [1.0] * J, 0.4)
+    metric = [(variances[k] / variances[0]) ** 0.25 for k in range(d)]
+    rows = [[spec.dot(modes[:, k], D[j]) * metric[k] for k in range(d)] for j in range(J)]
+    q = spec.local_weights(rows, rows, [1.0] * J, 1.0)
+    centred = np.sqrt(q)[:, None] * (rows - np.average(rows, axis=0, weights=q))
+    lam = info.ridge * np.linalg.svd(centred, compute_uv=False)[0] ** 2
+    scaled = spec.weighted_ridge(rows, whitened, q, lam)[2]
+    slope = modes @ (np.asarray(metric)[:, None] * scaled)
+    loo = spec.leave_one_out(rows, whitened, q, lam)
+    R = spec.model_noise(loo, q, 0.4)
     c = spec.conditional_variances(variances.tolist(), [1.0] * d, s)
     zeta = [spec.combine(modes.T.tolist(), [math.sqrt(c[k]) * spec.dot(modes[:, k], row) for k in range(d)])
             for row in member_normals(9, 1, J, (d,))]
-    xi, trace = member_normals(9, 1 + 1, J, (m + J,)), sum(0.3 * R[b][b] for b in range(m))
-    S_trace = sum(loo[i][b] ** 2 for i in range(J) for b in range(m)) / J
+    xi = member_normals(9, 1 + 1, J, (m + J,))
+    S_trace = sum(q[i] * loo[i][b] ** 2 for i in range(J) for b in range(m)) / sum(q)
     e = [[xi[j, b] * math.sqrt(1 + 0.3 * 0.4 * S_trace / m)
-          + sum(math.sqrt(0.7 * 0.4 / J) * loo[i][b] * xi[j, m + i] for i in range(J)) for b in range(m)]
+          + sum(math.sqrt(0.7 * 0.4 * q[i] / sum(q)) * loo[i][b] * xi[j, m + i] for i in range(J)) for b in range(m)]
          for j in range(J)]
     e = np.asarray(e) - np.mean(e, axis=0)
     unit = np.eye(m).tolist()
-    expected = [spec.conditional_update(D[j], zeta[j], whitened[j], e[j], [0.0] * m, modes.T.tolist(), c, fit[2],
-                                        unit, R) for j in range(J)]
-    assert trace > 0
+    expected = [spec.conditional_update(D[j], zeta[j], whitened[j], e[j], [0.0] * m, modes.T.tolist(), c,
+                                        slope.tolist(), unit, R) for j in range(J)]
+    assert min(q) < 0.9 and info.noise_ratio > 0
     tolerance = 1e-10 if backend.float64 else 2e-4
     np.testing.assert_allclose(backend.numpy(method.ask(state)), D, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(backend.numpy(new.x), expected, rtol=tolerance, atol=tolerance)
@@ -250,7 +255,8 @@ def _run(seed, config, d=128, m=32, sd=0.5, break_rows=0.0):
             np.sum((x.mean(0) - truth) ** 2), np.mean((ordered[k - 1] <= truth) & (truth <= ordered[J - k])), infos)
 
 
-TABLE = Config(particles=32, levels=8, sigma_start=1.0, sigma_end=0.1, memory=1.0, model_noise=1.0)
+TABLE = Config(particles=32, levels=8, sigma_start=1.0, sigma_end=0.1, memory=1.0, locality=0.0,
+               metric=0.0, model_noise=1.0)  # linear: nothing is forgotten, near or far
 
 
 @pytest.mark.parametrize("d,m,sd,printed", [(128, 32, 0.05, 0.08), (128, 32, 0.5, 0.13), (1024, 128, 0.05, 0.10),
@@ -267,7 +273,7 @@ def test_eight_levels_of_32_particles_sample_the_posterior(d, m, sd, printed):
 def test_ranks_of_the_truth_are_uniform_and_those_of_a_narrower_ensemble_are_not():
     """(M7) 400 linear-Gaussian problems, one random direction each; 24 ranks in six bins, chi2 test."""
     stats = pytest.importorskip("scipy.stats")
-    config = Config(particles=23, levels=6, sigma_start=1.0, sigma_end=0.1, memory=1.0, model_noise=1.0)
+    config = dataclasses.replace(TABLE, particles=23, levels=6)
     counts = {1.0: np.zeros(6), 0.7: np.zeros(6)}
     for seed in range(400):
         variances, H, truth, y, _ = _set_up_b(1000 + seed, 16, 6, 0.5)
