@@ -18,12 +18,13 @@ HERE = Path(__file__).resolve().parent
 EVERY = ",".join(name for name in arena.METHODS if name != "deft")
 COMPARISONS = {  # name of the table: arguments of `enkg compare`, by problem
     "linear-gaussian": {
-        f"linear-gaussian-noise-{noise:g}": f"linear-gaussian --noise {noise:g} --methods {EVERY} --budget 512,2048,8192 "
+        f"linear-gaussian-noise-{noise:g}": f"linear-gaussian --noise {noise:g} --methods {EVERY} --budget 512,2048 "
         "--items 10 --seeds 3 --tune 2048" for noise in (0.05, 0.3, 1.0)},
     "navier-stokes": {
         f"navier-stokes-noise-{noise:g}": f"navier-stokes --noise {noise:g} --methods {EVERY},deft --budget {budgets} "
-        f"--items 5 --seeds {seeds}" for noise, budgets, seeds in ((0.55, "256,768,2304", 2), (0.0, "768", 1), (1.1, "768", 1))},
-    "black-hole": {"black-hole": f"black-hole --methods {EVERY} --budget 1024 --items 5 --seeds 1"},
+        f"--items {items} --seeds 1" for noise, budgets, items in ((0.55, "192,512,1024", 5), (0.0, "256", 3),
+                                                                   (1.1, "256", 3))},
+    "black-hole": {"black-hole": f"black-hole --methods {EVERY} --budget 384 --items 5 --seeds 1"},
 }
 
 

@@ -38,7 +38,8 @@ class Item:
 
     problem : a ``Problem`` with a truth;  likelihood : of its observation;  denoise : D(x, sigma)
     denoise_vjp, correction, reference : what gradient methods, DEFT and EnKG-R need beside, or None
-    sigma_range : (smallest, largest) noise level of the prior;  dtype : of the particles
+    sigma_range : (smallest, largest) noise level of the prior;  std : its pointwise standard deviation, or None
+    dtype : of the particles
     norm : item -> ||Gamma^-1/2 J_G||, from which diffpir and pnpdm take their steps
     known : {row name: field in physical units}, answers without a run, such as the prior mean
     """
@@ -50,6 +51,7 @@ class Item:
     correction: Callable | None = None
     reference: Any = None
     sigma_range: tuple[float, float] = (0.002, 80.0)
+    std: float | None = None
     dtype: str = "float64"
     norm: Callable = lambda item: operator_norm(item)  # noqa: E731
     known: Mapping[str, Any] = field(default_factory=dict)
@@ -151,6 +153,12 @@ def _vp(item):
     return {"sigma_max": item.sigma_range[1]} if item.sigma_range[1] < 152.0 else {}
 
 
+def _start(item):
+    """Where dps and mmps start: ten times the prior's standard deviation. Levels above it cost and decide nothing."""
+    high = item.sigma_range[1]
+    return high if item.std is None else min(high, 10.0 * item.std)
+
+
 def _noise(item):
     """Scale that turns a published guidance, for the un-weighted loss, into one for the whitened loss."""
     noise = np.asarray(item.problem.observation.noise, dtype=float)
@@ -222,8 +230,8 @@ def _plan_gsg(mode):
 def _plan_dps(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
     steps, R = _chains("dps", budget, 1 + c_vjp, settings, 1, 500)
-    config = dps.Config(**{**_vp(item), "guidance": 0.3 * _noise(item), "failed": "keep", "seed": seed, **settings,
-                           "steps": steps})
+    config = dps.Config(**{"sigma_max": min(_start(item), 152.0), "guidance": 0.3 * _noise(item), "failed": "keep",
+                           "seed": seed, **settings, "steps": steps})
     return dps.DPS(item.denoise, item.denoise_vjp, item.forward_vjp, item.likelihood, config), R
 
 
@@ -237,11 +245,11 @@ def _plan_diffpir(item, budget, c_vjp, seed, settings):
 
 def _plan_mmps(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
-    cost = 1 + settings.get("solver", 3) * (1 + c_vjp)
-    steps, R = _chains("mmps", budget, cost, settings, 8, 100, shortest=5)
-    low, high = item.sigma_range
-    config = mmps.Config(**{"sigma_max": high, "sigma_min": low, "failed": "keep", "seed": seed, **settings,
-                            "steps": steps})
+    settings.setdefault("solver", 1)
+    cost = 1 + settings["solver"] * (1 + c_vjp)
+    steps, R = _chains("mmps", budget, cost, settings, 1, 100, shortest=5)
+    config = mmps.Config(**{"sigma_max": _start(item), "sigma_min": item.sigma_range[0], "failed": "keep",
+                            "seed": seed, **settings, "steps": steps})
     return mmps.MMPS(item.denoise, item.denoise_vjp, item.forward_vjp, item.likelihood, config), R
 
 
@@ -298,7 +306,7 @@ METHODS = {
     "diffpir": Method(_plan_diffpir, baselines.DiffPIR.ACCESS, "denoise, fit, re-noise, Zhu et al. 2023",
                       "8 chains in one batch, more beyond 250 steps"),
     "mmps": Method(_plan_mmps, baselines.MMPS.ACCESS, "moment matching posterior sampling, Rozet et al. 2024",
-                   "8 chains in one batch, more beyond 100 steps"),
+                   "one chain of up to 200 steps, more chains beyond"),
     "pnpdm": Method(_plan_pnpdm, baselines.PnPDM.ACCESS, "split Gibbs with Langevin steps, Wu et al. 2024",
                     "Langevin steps of 4 chains, 30 outer steps"),
     "deft": Method(_plan_deft, baselines.DEFT.ACCESS, "a correction network trained beforehand, Denker et al. 2024",
@@ -503,7 +511,7 @@ CANDIDATES = {  # four per method; {} is the default or, translated to the white
     "central-gsg": [{}, {"guidance": 0.3}, {"guidance": 0.1}, {"guidance": 0.01}],
     "dps": [{}, {"guidance": 0.03}, {"rows": 8, "guidance": 0.1}, {"rows": 8, "guidance": 0.03}],
     "diffpir": [{}, {"xi": 0.3}, {"xi": 0.1}, {"rows": 2}],
-    "mmps": [{}, {"sigma_max": 10.0}, {"rows": 1, "sigma_max": 3.0}, {"sigma_max": 3.0, "damping": 3.0}],
+    "mmps": [{}, {"solver": 2}, {"solver": 3, "rows": 8}, {"solver": 3, "rows": 8, "sigma_max": 10.0}],
     "pnpdm": [{}, {"rho_max": 3.0, "rho_min": 0.1}, {"rho_max": 3.0, "rho_min": 0.3}, {"outer": 15, "decay": 0.7}],
     "blade": [{}, {"mode": "correction", "guidance": 1.0, "rho_max": 4.0, "rho_min": 0.1},
               {"guidance": 1.0, "rho_max": 2.0, "rho_min": 0.1}, {"guidance": 40.0, "rho_max": 4.0, "rho_min": 0.1}],

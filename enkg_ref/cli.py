@@ -251,8 +251,11 @@ def build_item(options, problem, denoise, methods, lenient=False):
         known = {"prior mean": problem.scale * problem.moments()[0] + problem.shift}
     elif reference is not None:
         known = {"prior mean": problem.scale * reference.mean + problem.shift}
-    return arena.Item(problem, build_likelihood(problem), denoise, denoise_vjp=given("denoiser_vjp", build_vjp),
-                      reference=reference, correction=given("correction", build_correction),
+    std = getattr(denoise, "metadata", {}).get("sigma_data")
+    if hasattr(problem, "Sigma"):
+        std = float(np.sqrt(np.mean(np.diag(problem.Sigma))))
+    return arena.Item(problem, build_likelihood(problem), denoise, std=std, reference=reference,
+                      denoise_vjp=given("denoiser_vjp", build_vjp), correction=given("correction", build_correction),
                       sigma_range=(getattr(denoise, "sigma_min", 0.002), getattr(denoise, "sigma_max", 80.0)),
                       dtype=options.dtype, known=known)
 
