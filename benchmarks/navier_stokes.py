@@ -297,8 +297,9 @@ def paired(rows):
             if fields:
                 a, b = ([score[key, prior, f] for f in fields] for key, prior in (("enkg", NETWORK), ("eki", rival)))
                 mean, low, high = paired_difference(a, b)
+                interval = f" [{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else ""
                 yield (f"Noise {noise:g}: EnKG ({NETWORK}) minus EKI from {rival}, paired over {len(fields)} fields: "
-                       f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]; better on {sum(np.less(a, b))} of {len(fields)}.  ")
+                       f"{mean:+.3f}{interval}; better on {sum(np.less(a, b))} of {len(fields)}.  ")
 
 
 # ----------------------------------------------------------------------------------------------------------- ablation
@@ -348,7 +349,8 @@ def show_ablation(options):
             axis.set(xlabel=label[name], ylabel="relative L2 of the mean", ylim=(0, 1.2))
             axis.set_xscale("linear" if name == "guidance" else "log", **({} if name == "guidance" else {"base": 2}))
     for axis in axes:
-        axis.legend(fontsize=7)
+        if axis.containers:
+            axis.legend(fontsize=7)
     save(sheet, "ablation")
     write("ablation", lines)
 
@@ -562,7 +564,7 @@ def cost(options):
 
 # ------------------------------------------------------------------------------------------------------------ size 64
 
-SIZE64 = ((64, 40), (128, 40), (256, 40), (512, 40))  # (J, N)
+SIZE64 = ((64, 20), (128, 20), (128, 40), (256, 40), (512, 40))  # (J, N)
 
 
 def size64_runs(options):
