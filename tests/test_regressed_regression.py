@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import regressed_equations as spec
 
-from enkg_ref.regression import ridge_regression
+from enkg_ref.regression import local_weights, ridge_regression
 
 STRICTEST_EXTENSIONS = ("linalg",)
 
@@ -34,6 +34,35 @@ def test_the_fit_equals_the_loops_on_every_backend_in_dual_and_primal_form(backe
                           (fit.errors, errors * np.sqrt(q / q.sum())[:, None])):
         np.testing.assert_allclose(np.reshape(backend.numpy(got), np.shape(expected)), expected, rtol=tolerance,
                                    atol=tolerance)
+
+
+def test_far_evaluations_weigh_less_and_near_ones_keep_their_weight_on_every_backend(backend):
+    rng = np.random.default_rng(6)
+    current, q = rng.standard_normal((5, 4)), rng.uniform(0.1, 1.0, 12)
+    x = np.concatenate([current, 3.0 * rng.standard_normal((7, 4))])
+    dtype = "float64" if backend.float64 else "float32"
+    got = backend.numpy(local_weights(*(backend.array(v, dtype) for v in (x, current, q)), 0.5))
+    expected = spec.local_weights(x.tolist(), current.tolist(), q.tolist(), 0.5)
+    np.testing.assert_allclose(got, expected, rtol=1e-10 if backend.float64 else 1e-4, atol=1e-10)
+    assert 0 < np.sum(got == q.astype(dtype)) < 12 and np.min(got / q) < 0.1
+
+
+def test_a_local_model_of_a_curved_map_predicts_nearby_points_better():
+    """y = x + x^2 at points up to 3 away from a cloud of radius .3 around 1: the local slope is 3, the global one 1."""
+    rng = np.random.default_rng(7)
+    current = 1.0 + 0.3 * rng.standard_normal((30, 1))
+    x = np.concatenate([current, rng.uniform(-2.0, 4.0, (200, 1)) - 1.0])
+    y = x + x**2
+    slopes = [float(ridge_regression(x, y, local_weights(x, current, np.ones(230), c), ridges=(1e-8,)).slope[0, 0])
+              for c in (0.0, 1.0)]
+    assert abs(slopes[1] - 3.0) < 0.4 and abs(slopes[0] - 3.0) > 1.5
+
+
+def test_a_model_of_scaled_inputs_predicts_the_same_from_unscaled_ones():
+    x, y, q = _case(8, 12, 5, 3)
+    scale = np.random.default_rng(9).uniform(0.1, 2.0, (1, 5))
+    fit = ridge_regression(x * scale, y, q, ridges=(1e-3,))
+    np.testing.assert_allclose(fit.unscaled(scale).predict(x), fit.predict(x * scale), rtol=1e-12)
 
 
 def test_leave_one_out_errors_equal_refitting_without_the_row_in_60_random_cases():
