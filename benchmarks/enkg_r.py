@@ -5,6 +5,8 @@
                                                      --data padded | forcing (10 % too strong) | failed (20 % of rows)
     python benchmarks/enkg_r.py sparse | simulated   black hole: day-101 coverage and errors | 2017 array; by rule
     python benchmarks/enkg_r.py m87                  both days, settings by rule
+    python benchmarks/enkg_r.py trust                how the runs' own trust numbers rank their true errors
+    python benchmarks/enkg_r.py paired | plots       beside the runs of benchmarks/navier_stokes.py, same fields
 
 Every run is kept in benchmarks/results/enkg_r_TABLE.json as soon as it ends; a repeated command adds the missing. CPU
 seconds are those of one thread.
@@ -218,9 +220,96 @@ def show(table, rows):
               f"{mean['denoiser_seconds']:.1f}) |")
 
 
+def trust():
+    """Spearman correlation of a run's own trust numbers with its true error, over every kept Navier-Stokes run."""
+    from scipy.stats import spearmanr
+
+    rows = _kept("navier-stokes")
+    print(f"{len(rows)} runs; Spearman correlation with M2 (all runs | budget 1504, by noise)")
+    own = {"kappa": lambda r: r["kappa"], "noise ratio": lambda r: r["noise_ratio"],
+           "chi2 of the particles": lambda r: r["chi2_of_particles"],
+           "spread": lambda r: r["spread"]}
+    for name, value in own.items():
+        line = f"| {name} | {spearmanr([value(r) for r in rows], [r['m2'] for r in rows]).statistic:.2f} |"
+        for noise in (0.0, 0.55, 1.1):
+            of = [r for r in rows if r["noise"] == noise]
+            line += f" {spearmanr([value(r) for r in of], [r['m2'] for r in of]).statistic:.2f} (n = {len(of)}) |"
+        print(line)
+    far = [r["farthest"] for r in rows]
+    print(f"farthest particle {max(far):.1f} prior standard deviations from the prior mean; runs with a retried level: "
+          f"{sum(r['retries'] > 0 for r in rows)}; non-finite errors: {sum(not np.isfinite(r['m2']) for r in rows)}")
+
+
+def paired():
+    """EnKG-R at 1,504 calls beside the runs of benchmarks/navier_stokes.py on the same fields, prior navier-stokes-32."""
+    from scipy.stats import t
+
+    ours, others = _by_method()
+    print("| noise | method | forward calls | CPU s | fields | M2 | M2 of EnKG-R, same fields | difference, 95 % interval |"
+          "\n|---|---|---|---|---|---|---|---|")
+    for noise, method in sorted(others):
+        rows = [r for r in others[noise, method] if (noise, 1504, r["field"]) in ours]
+        if not rows:
+            continue
+        difference = np.array([r["relative_l2_mean"] - ours[noise, 1504, r["field"]]["m2"] for r in rows])
+        n = len(rows)
+        half = t.ppf(0.975, n - 1) * difference.std(ddof=1) / n**0.5 if n > 1 else float("nan")
+        print(f"| {noise} | {method} | {rows[0]['fwd_total']} | {np.mean([r['cpu_seconds'] for r in rows]):.0f} | {n} "
+              f"| {np.mean([r['relative_l2_mean'] for r in rows]):.3f} "
+              f"| {np.mean([ours[noise, 1504, r['field']]['m2'] for r in rows]):.3f} "
+              f"| {difference.mean():+.3f} +- {half:.3f} |")
+
+
+def plots():
+    """Error against forward calls, and against CPU seconds: one point per run, a line through the means of EnKG-R."""
+    from matplotlib.figure import Figure
+
+    ours, others = _by_method()
+    for name, our_cost, their_cost in (("forward calls", "forward_calls", "fwd_total"),
+                                       ("CPU seconds", "cpu_seconds", "cpu_seconds")):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        for axis, noise in zip(figure.subplots(1, 2, sharey=True), (0.0, 0.55)):
+            runs = [(budget, r) for (at, budget, _), r in ours.items() if at == noise]
+            means = [[np.mean([r[key] for b, r in runs if b == budget]) for key in (our_cost, "m2")]
+                     for budget in sorted({b for b, _ in runs})]
+            axis.plot(*zip(*[(r[our_cost], r["m2"]) for _, r in runs]), ".", color="C0", alpha=0.4)
+            axis.plot(*zip(*means), "o-", color="C0", label="EnKG-R (ours), settings by rule")
+            for number, (at, method) in enumerate(sorted(key for key in others if key[0] == noise), 1):
+                points = [(r[their_cost], r["relative_l2_mean"]) for r in others[at, method]]
+                axis.plot(*zip(*points), "x^vsD*"[number % 6], color=f"C{number}", linestyle="", label=method)
+            axis.set(xscale="log", yscale="log", xlabel=name, title=f"navier-stokes-32, noise {noise:g}")
+            axis.legend(fontsize=7)
+            axis.grid(alpha=0.3)
+        figure.axes[0].set_ylabel("relative L2 error of the mean")
+        path = RESULTS / f"enkg_r_{name.replace(' ', '_').lower()}.png"
+        figure.savefig(path, dpi=110)
+        print(path)
+
+
+def _by_method():
+    """{(noise, budget, field): row} of EnKG-R, seed 0, and {(noise, method): rows} of benchmarks/navier_stokes.py."""
+    ours = {(r["noise"], r["budget"], r["item"]): r for r in _kept("navier-stokes")
+            if r["prior"] == "navier-stokes-32" and r["data"] == "same" and r["seed"] == 0 and not r["particles"]}
+    others = {}
+    path = RESULTS / "navier_stokes_runs.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        r = json.loads(line)
+        shipped = r["prior"] in ("navier-stokes-32", "navier-stokes-32-gaussian")
+        standard = (r["size"], r["particles"], r["steps"], r["updates"], r["seed"]) == (32, 256, 40, 2, 0)
+        if shipped and standard and r["step_rule"] == "frobenius" and r["guidance"] == 2.0:
+            method = r["method"] + (" (Gaussian prior)" if r["prior"].endswith("gaussian") else "")
+            others.setdefault((r["noise"], method), []).append(r)
+    return ours, others
+
+
+def _kept(table):
+    path = RESULTS / f"enkg_r_{table}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=tuple(TABLES))
+    parser.add_argument("table", choices=(*TABLES, *FROM_KEPT_RUNS))
     parser.add_argument("--prior", help="shipped name; navier-stokes: or gaussian")
     for name in ("budget", "items", "seeds", "particles"):
         parser.add_argument(f"--{name}", type=int)
@@ -229,15 +318,20 @@ def main():
     parser.add_argument("--noise", type=float, nargs="+", help="navier-stokes")
     parser.add_argument("--data", choices=("same", "padded", "forcing", "failed"), default="same")
     options = parser.parse_args()
+    if options.table in FROM_KEPT_RUNS:
+        FROM_KEPT_RUNS[options.table]()
+        return
     path = RESULTS / f"enkg_r_{options.table}.json"
     path.parent.mkdir(exist_ok=True)
-    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = _kept(options.table)
     for key, work in TABLES[options.table](options):
         if not any(all(row.get(name) == value for name, value in key.items()) for row in rows):
             rows.append({**key, **work()})
             path.write_text(json.dumps(rows, indent=1) + "\n")
     show(options.table, rows)
 
+
+FROM_KEPT_RUNS = {"trust": trust, "paired": paired, "plots": plots}
 
 if __name__ == "__main__":
     main()
