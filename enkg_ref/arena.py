@@ -455,8 +455,10 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
     manifest = out / "arena.json"
     if manifest.exists():
         saved = json.loads(manifest.read_text())
+        shared = min(len(items), len(saved["identity"]["data"]))  # more or fewer items are the same comparison
         for key in sorted(set(identity) | set(saved["identity"])):
-            if saved["identity"].get(key) != identity.get(key):
+            old, new = saved["identity"].get(key), identity.get(key)
+            if (old[:shared] != new[:shared]) if key == "data" else (old != new):
                 raise ValueError(f"out: got {out}, a comparison with {key} = {saved['identity'].get(key)}, expected "
                                  f"{identity.get(key)}; choose another folder")
         c_vjp = saved["c_vjp"]
@@ -467,7 +469,8 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
     check(methods, items[0], budgets, c_vjp, settings)
     runs = out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    write_json(manifest, {"identity": identity, "c_vjp": c_vjp})
+    if not manifest.exists() or len(saved["identity"]["data"]) < len(items):
+        write_json(manifest, {"identity": identity, "c_vjp": c_vjp})
 
     wanted = [(item, name, budget, seed) for item in range(len(items)) for seed in range(seeds) for name in methods
               for budget in budgets]

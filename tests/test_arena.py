@@ -182,6 +182,16 @@ def test_a_list_that_cannot_run_is_refused_before_anything_is(methods, changes, 
     assert not (tmp_path / "a" / "runs").exists()
 
 
+def test_a_comparison_grows_by_items_seeds_budgets_and_methods(tmp_path):
+    arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "runs").iterdir()}
+    grown = arena.compare([item(0), item(1)], ["eki", "dps"], [50, 60], 2, tmp_path / "a", c_vjp=1.0)
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items())
+    assert [row["runs"] for row in grown["table"]] == [4] * 4
+    again = arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+    assert len(again["table"]) == 1 and again["items"] == 1
+
+
 def test_a_folder_of_another_comparison_is_refused(tmp_path):
     arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
     with pytest.raises(ValueError, match="out: got .* a comparison with data"):

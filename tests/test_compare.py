@@ -69,7 +69,7 @@ def test_tuning_is_told_and_uses_items_that_no_table_has(here, capsys):
 
 def test_navier_stokes_is_compared_with_the_shipped_network(here):
     pytest.importorskip("onnxruntime")
-    methods = ["eki", "dps", "mmps"]
+    methods = ["dps", "mmps", "deft"]
     assert compare("navier-stokes", "--size", 32, "--methods", ",".join(methods), "--budget", 80, "--seeds", 1,
                    "--items", 1, "--noise", 0.55, "--out", "out", "--quiet") == 0
     summary = json.loads(Path("out/results.json").read_text())
