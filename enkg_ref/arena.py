@@ -110,14 +110,14 @@ STEPS = (1000, 500, 250, 100, 50, 25, 10)  # of the diffusion, longest first
 
 
 def _steps(name, budget, cost, rows, settings, least=1, steps=STEPS):
-    """The largest N of ``steps`` for which ``budget`` pays ``rows`` rows of cost(N) each, else half as many, a quarter,
+    """The largest N of ``steps`` for which ``budget`` pays ``rows`` rows of cost(N) each, else half or a quarter of the
 
-    ``least``; and the number of rows. Raises ValueError with the least budget.
+    rows, else the smallest N that leaves ``least``; and the number of rows. Raises ValueError with the least budget.
     """
-    steps = (settings["steps"],) if "steps" in settings else steps
-    for wanted in (rows, max(rows // 2, least), max(rows // 4, least), least):
-        for n in steps:
-            if budget >= wanted * cost(n):
+    steps = (settings["steps"],) if "steps" in settings else tuple(steps)
+    for wanted, ladder in ((rows, steps), (rows // 2, steps), (rows // 4, steps), (least, steps[::-1])):
+        for n in ladder:
+            if budget >= max(wanted, least) * cost(n):
                 return n, int(budget // cost(n))
     _at_least(name, budget, math.ceil(least * cost(min(steps))))
 
