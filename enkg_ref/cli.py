@@ -626,7 +626,7 @@ def compare(options):
         bar.update(done - bar.n)
 
     try:
-        about = {"prior": options.prior or items[0].problem.prior or "exact", "tuned": options.tune is not None}
+        about = {"prior": options.prior or items[0].problem.prior or "exact"}
         summary = arena.compare(items, options.methods, options.budget, options.seeds, out, settings, c_vjp, about,
                                 advance, metric)
     finally:
