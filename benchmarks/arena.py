@@ -9,6 +9,7 @@ the repository). The same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -39,8 +40,10 @@ def main():
             print(f"enkg compare {command}", flush=True)
             if cli.main(["compare", *command.split(), "--out", str(out)]):
                 return 1
-            for source, suffix in (("table.txt", "txt"), ("results.json", "json"), ("pareto.png", "png")):
+            for source, suffix in (("table.txt", "txt"), ("pareto.png", "png")):
                 shutil.copy(out / source, results / f"arena-{name}.{suffix}")
+            summary = json.loads((out / "results.json").read_text())
+            (results / f"arena-{name}.json").write_text(json.dumps(summary) + "\n")
     return 0
 
 
