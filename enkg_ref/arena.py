@@ -230,7 +230,8 @@ def _plan_gsg(mode):
 def _plan_dps(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
     steps, R = _chains("dps", budget, 1 + c_vjp, settings, 1, 500)
-    config = dps.Config(**{"sigma_max": min(_start(item), 152.0), "guidance": 0.3 * _noise(item), "failed": "keep",
+    guidance = min(1.0, 40.0 / steps) * _noise(item)  # the best gamma falls as 1/N: 1, .3, .1 at N = 50, 128, 500
+    config = dps.Config(**{"sigma_max": min(_start(item), 152.0), "guidance": guidance, "failed": "keep",
                            "seed": seed, **settings, "steps": steps})
     return dps.DPS(item.denoise, item.denoise_vjp, item.forward_vjp, item.likelihood, config), R
 
