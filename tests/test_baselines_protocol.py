@@ -159,16 +159,22 @@ def test_the_ledger_equals_the_closed_form(name):
        {"fwd_total": 748 * c, "fwd_seq": 748, "den_total": 1000 + 748 * c, "den_seq": 1748}) for c in (256, 512, 1024)],
     *[(lambda m=m: DPG(None, None, None, dpg.Config(queries=m)), 1,
        {"fwd_total": 1000 * (m + 1), "fwd_seq": 2000, "den_total": 1000, "den_vjp_total": 1000})
-      for m in (4000, 5000, 800)],
+      for m in (4000, 5000, 800, 1000)],
     *[(lambda q=q, mode=mode: GSG(None, None, None, gsg.Config(mode, queries=q)), 1,
        {"fwd_total": 1000 * (q + 1), "fwd_seq": 1000}) for q in (1024, 2048) for mode in ("forward", "central")],
     (lambda: GSG(None, None, None, gsg.Config("forward", count_base_twice=True)), 1, {"fwd_total": 1_026_000}),
+    (lambda: DPS(None, None, None, None, dps.Config()), 1,
+     {"fwd_total": 1000, "fwd_vjp_total": 1000, "fwd_seq": 1000, "den_total": 1000, "den_vjp_total": 1000}),
+    (lambda: DiffPIR(None, None, diffpir.Config(), forward_vjp=len), 1,
+     {"fwd_total": 1000, "fwd_vjp_total": 1000, "fwd_seq": 1000, "den_total": 1000}),
     (lambda: PnPDM(None, None, None, pnpdm.Config()), 1,
      {"fwd_total": 4000, "fwd_vjp_total": 4000, "den_total": 2651, "den_seq": 2651}),
     (lambda: PnPDM(None, None, None, pnpdm.Config(outer=200, inner=100, rho_min=0.1, decay=0.9)), 1,
      {"fwd_total": 20_000, "fwd_vjp_total": 20_000, "den_total": 4121}),
     (lambda: Blade(None, None, blade.Config()), 512,
      {"fwd_total": 1_280_000, "fwd_seq": 2500, "den_total": 914_944, "den_seq": 1787}),
+    (lambda: Blade(None, None, blade.Config(outer=30, inner=300, prior_steps=25)), 1024,
+     {"fwd_total": 9_216_000, "fwd_seq": 9000}),
 ])
 def test_the_public_defaults_cost_what_is_published_or_derived(make, rows, expected):
     counts = make().counts(rows)
