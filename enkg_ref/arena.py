@@ -28,6 +28,7 @@ from ._xp import member_normals, to_numpy
 from .baselines import blade, deft, diffpir, dpg, dps, eki, gsg, mmps, pnpdm, scg
 from .diffusion import flow_to_zero
 from .ledger import Ledger
+from .likelihood import Gaussian
 from .report import write_json
 
 
@@ -214,7 +215,10 @@ def _plan_scg(item, budget, c_vjp, seed, settings):
 def _plan_dpg(item, budget, c_vjp, seed, settings):
     steps, wave = _steps("dpg", budget, lambda n: n, 17, settings, 3)
     config = dpg.Config(**{**_vp(item), "seed": seed, **settings, "steps": steps, "queries": wave - 1})
-    return dpg.DPG(item.denoise, item.denoise_vjp, item.likelihood, config), 1
+    likelihood = item.likelihood
+    if isinstance(likelihood, Gaussian):  # its radius sqrt(Z/d)/2 is meant for the loss without weights
+        likelihood = Gaussian(item.problem.observation.y, 1.0)
+    return dpg.DPG(item.denoise, item.denoise_vjp, likelihood, config), 1
 
 
 def _plan_gsg(mode):
