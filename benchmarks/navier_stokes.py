@@ -202,13 +202,20 @@ def make(runs, workers):
                   f"M2 {row['relative_l2_mean']:.3f}, {row['cpu_seconds']:.0f} CPU s", flush=True)
 
 
-def summary(values):
-    """mean [95 % bootstrap-t interval] (min .. max) of the scores of independent items."""
-    from enkg_ref.arena import bootstrap_t
+def interval(values, sign=""):
+    """mean [95 % Student interval of the mean of independent items]; the mean alone for fewer than three."""
+    from scipy.stats import t
 
-    mean, low, high = bootstrap_t(values)
-    interval = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else ""
-    return f"{mean:.3f}{interval} ({min(values):.3f} .. {max(values):.3f})"
+    mean, n = np.mean(values), len(values)
+    if n < 3:
+        return f"{mean:{sign}.3f}"
+    half = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    return f"{mean:{sign}.3f} [{mean - half:{sign}.3f}, {mean + half:{sign}.3f}]"
+
+
+def summary(values):
+    """mean [interval] (min .. max)."""
+    return f"{interval(values)} ({min(values):.3f} .. {max(values):.3f})"
 
 
 def write(name, lines):
@@ -249,7 +256,7 @@ def show_table(options):
     rows = found(runs)
     lines = ["Size 32, Re 50, J = 256, N = 40, U = 2, gamma 2, frobenius, particle seed 0; EKI from samples of the "
              "prior, the same number of forward calls.",
-             "Mean over fields [95 % bootstrap-t interval] (min .. max). M2: relative L2 of the ensemble mean, M1: of "
+             "Mean over fields [95 % Student interval] (min .. max). M2: relative L2 of the ensemble mean, M1: of "
              "the particles.",
              "Noise .55 and 1.1 are 20 and 39 % of the signal. Misfit: chi2/m of the particles; at noise 0 "
              "||G(x) - y||/||y||.", "",
@@ -287,8 +294,6 @@ def show_table(options):
 
 def paired(rows):
     """EnKG against EKI, field by field."""
-    from enkg_ref.arena import paired_difference
-
     for noise in NOISES:
         score = {(r["method"], r["prior"], r["field"]): r["relative_l2_mean"] for r in rows if r["noise"] == noise}
         for rival in (GAUSSIAN, NETWORK):
@@ -296,10 +301,8 @@ def paired(rows):
                       if ("enkg", NETWORK, f) in score and ("eki", rival, f) in score]
             if fields:
                 a, b = ([score[key, prior, f] for f in fields] for key, prior in (("enkg", NETWORK), ("eki", rival)))
-                mean, low, high = paired_difference(a, b)
-                interval = f" [{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else ""
                 yield (f"Noise {noise:g}: EnKG ({NETWORK}) minus EKI from {rival}, paired over {len(fields)} fields: "
-                       f"{mean:+.3f}{interval}; better on {sum(np.less(a, b))} of {len(fields)}.  ")
+                       f"{interval(np.subtract(a, b), '+')}; better on {sum(np.less(a, b))} of {len(fields)}.  ")
 
 
 # ----------------------------------------------------------------------------------------------------------- ablation
