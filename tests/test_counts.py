@@ -1,12 +1,13 @@
 """Sequential forward calls and denoiser calls per particle of the released settings: exact integers, from real runs."""
 
 import dataclasses
+import math
 
 import numpy as np
 import paper_equations as paper
 import pytest
 
-from enkg_ref import PRESETS, Config, EnKG, Gaussian, guided_window, iterate, solve
+from enkg_ref import PRESETS, Config, EnKG, Gaussian, correct, ensemble, frobenius, guided_window, iterate, solve
 
 NOMINAL = dataclasses.replace(PRESETS["navier-stokes-official"], window=guided_window(80, 0.05, 0.05, "nominal"))
 NOMINAL_BLACK_HOLE = dataclasses.replace(PRESETS["black-hole-official"], window=guided_window(80, 0.1, 0.1, "nominal"))
@@ -95,3 +96,26 @@ def test_144_is_the_nominal_count_and_not_the_released_one():
     assert NOMINAL.counts()["forward"] == 144
     assert PRESETS["navier-stokes-official"].counts()["forward"] == 142
     assert (NOMINAL.window, PRESETS["navier-stokes-official"].window) == ((4, 75), (5, 75))
+
+
+def test_the_window_that_nobody_asked_for_is_the_official_one():
+    assert Config(steps=80).window == guided_window(80, 0.05, 0.05) == (5, 75)
+
+
+def test_the_collapse_budget_grows_by_gamma_over_the_root_of_rank_plus_misfit():
+    run = EnKG(lambda x, sigma: 0.5 * x, Gaussian([3.0], 2.0), Config(particles=4, steps=8, guidance=1.7))
+    state = run.init(np.random.default_rng(0).standard_normal((4, 2)))
+    g = np.array([[1.0], [2.0], [4.0], [5.0]])  # mean 3 + 0, variance 2.5
+    for shift in (0.0, 1.0, -2.0):
+        expected = state.collapse_budget + 1.7 / math.sqrt(1.0 + shift**2 / 2.5)  # kappa^2 = ebar^2/C_yy
+        state = run.tell(state, g + shift)[0]
+        assert state.collapse_budget == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("J, pairwise", [(8, True), (9, False)])
+def test_beyond_twice_as_many_particles_as_observations_no_matrix_of_particle_pairs_is_formed(J, pairwise, monkeypatch):
+    formed = []
+    monkeypatch.setattr(ensemble, "coefficients", lambda r, b, members: formed.append(1) or r @ b.T / members)
+    x = np.random.default_rng(1).standard_normal((J, 5))
+    correct(x, x[:, :4], Gaussian(np.zeros(4)).residual, frobenius(1.0))
+    assert bool(formed) is pairwise

@@ -120,3 +120,12 @@ def test_a_tiny_angle_keeps_its_misfit_in_float32():
 def test_measurements_that_make_no_sense_are_refused_by_name(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+def test_a_covariance_may_differ_from_its_transpose_by_rounding_and_by_no_more():
+    def skewed(relative):
+        return [[1.0, 0.5], [0.5 * (1.0 + relative), 1.0]]
+
+    Gaussian([1.0, 2.0], skewed(0.7e-10))
+    with pytest.raises(ValueError, match="symmetric"):
+        Gaussian([1.0, 2.0], skewed(1.5e-10))
