@@ -563,7 +563,7 @@ def bootstrap_t(scores, level=0.95, resamples=10_000, seed=0):
     values = scores.mean(axis=1) if scores.ndim == 2 else scores
     n, mean = len(values), float(values.mean())
     error = values.std(ddof=1) / math.sqrt(n) if n > 1 else 0.0
-    if n < 3 or error == 0.0:
+    if n < 3 or not 0.0 < error < math.inf:  # NaN too
         return mean, math.nan, math.nan
     draws = values[np.random.default_rng(seed).integers(0, n, size=(resamples, n))]
     errors = draws.std(axis=1, ddof=1) / math.sqrt(n)
@@ -638,7 +638,8 @@ def summarise(records):
         groups.setdefault((record["method"], record["budget"]), []).append(record)
     for (method, budget), group in groups.items():
         done = [record for record in group if record["status"] == "done"]
-        names = sorted(set().union(*(record["scores"] for record in done))) if done else []
+        names = sorted({name for record in done for name, value in record["scores"].items()
+                        if value is not None and math.isfinite(value)})
         row = {"method": method, "budget": budget, "runs": len(group), "failed": len(group) - len(done),
                "mean": {}, "low": {}, "high": {}, "median": {}, "per_item": {},
                "rows": group[0]["rows"], "steps": group[0]["config"].get("steps"),
@@ -648,7 +649,7 @@ def summarise(records):
             by_item = {}
             for record in done:
                 value = record["scores"].get(name)
-                if value is not None:
+                if value is not None and math.isfinite(value):  # a ring fit may find no ring; a file says null
                     by_item.setdefault(record["item"], []).append(value)
             per_item = {item: float(np.mean(values)) for item, values in by_item.items()}
             mean, low, high = bootstrap_t(list(per_item.values()))

@@ -46,6 +46,7 @@ def test_seeds_of_an_item_are_one_draw():
 def test_two_items_have_no_interval():
     assert arena.bootstrap_t([1.0, 2.0])[0] == 1.5
     assert math.isnan(arena.bootstrap_t([1.0, 2.0])[1])
+    assert math.isnan(arena.bootstrap_t([1.0, 2.0, math.nan, 4.0])[1])
 
 
 def test_a_paired_difference_sees_what_unpaired_intervals_hide():
