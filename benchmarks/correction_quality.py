@@ -1,6 +1,6 @@
 """Is the ensemble correction the true one, and can a run tell? Lorenz-96 with its exact derivative.
 
-    python benchmarks/correction_quality.py [--seeds 8]
+    python benchmarks/correction_quality.py [--seeds 8] [--independent]
 
 For every cell of horizon x noise level x spread x J: an ensemble (attractor point + spread N(0, I)) at noise level
 sigma, psi = G o phi with the 12-step Euler flow of the Gaussian prior fitted to the attractor, data of an independent
@@ -9,6 +9,11 @@ truth with unit noise. Compared, for the first eight particles, the correction o
 are ranked against the cosine; the first is `Info.trust`, taken from the predictions of the next update.
 
 Writes correction_quality.csv, .md (table, mean +- 95 % half-width over seeds) and .png (heat map, calibration).
+
+``--independent`` calibrates on those cells (a monotone curve trust -> cosine, and the threshold above which every cell
+has cosine >= .95) and tests curve and threshold on cells of other horizons, noise levels, spreads, J and seeds, and on
+linear-Gaussian runs, where psi is affine, the true cosine of every update is 1 and a level's second update must earn 1.
+Writes correction_quality_independent.csv, .md and .png.
 """
 
 from __future__ import annotations
@@ -18,14 +23,18 @@ import csv
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr, t
 
-from enkg_ref import Gaussian, correct, frobenius
+from enkg_ref import Config, EnKG, Gaussian, correct, frobenius, iterate
 from enkg_ref.diagnostics import linear_change, trust
 from enkg_ref.diffusion import flow_to_zero
+from problems.linear_gaussian import linear_gaussian
 from problems.lorenz96 import attractor, gaussian_prior, lorenz96
 
 HORIZONS, SIGMAS, SHRINK, SIZES = (0.05, 0.2, 0.5), (10.0, 2.0, 0.5, 0.1), (1.0, 0.25), (20, 80, 320, 1280)
+OTHERS = (0.1, 0.3, 0.4, 0.6), (5.0, 1.0, 0.25), (1.0, 0.5), (40, 160)
+GOOD = 0.95  # the cosine that the threshold promises
 STATISTICS = {
     "trust": "cosine of expected and found change of the predictions",
     "held_out_r2": "leave-one-out R^2 of the linear regression of predictions on particles (<= 128 of them)",
@@ -113,12 +122,107 @@ def figure(rows, path, rho):
     fig.savefig(path, dpi=90)
 
 
+def linear_gaussian_trust(gamma, seeds=5, J=256):
+    """Trust of all updates of runs of set-up A: of a level's second update, and of its first (a predictor between)."""
+    within, across = [], []
+    for seed in range(seeds):
+        p = linear_gaussian("A", seed=seed)
+        run = EnKG(p.denoise, Gaussian(p.observation.y, p.observation.noise),
+                   Config(particles=J, steps=80, guidance=gamma))
+        noise = np.random.default_rng([5, seed]).standard_normal((J, *p.event_shape))
+        for _, info in iterate(run, p.forward, run.init(noise)):
+            if info.trust is not None:
+                (within if info.update else across).append(info.trust)
+    return within, across
+
+
+def independent(prior, seeds, out):
+    """Curve and threshold of the old cells, tested on new ones. Writes the three files."""
+    with open(out / "correction_quality.csv", encoding="utf-8") as file:
+        old = [(float(r["trust"]), float(r["cosine"])) for r in csv.DictReader(file)]
+    trusts, cosines = np.array(sorted(old)).T
+    curve = isotonic_regression(cosines).x
+    threshold = float(trusts[np.flatnonzero(cosines < GOOD).max() + 1])
+
+    rows, single = [], []
+    for horizon in OTHERS[0]:
+        for sigma in OTHERS[1]:
+            for shrink in OTHERS[2]:
+                for J in OTHERS[3]:
+                    spread = min(sigma, 2.0) * shrink
+                    runs = np.array([one(prior, horizon, sigma, spread, J, 1000 + seed) for seed in range(seeds)])
+                    single += [(run[2], run[0]) for run in runs]
+                    row = {"horizon": horizon, "sigma": sigma, "spread": spread, "J": J}
+                    for name, values in zip(("cosine", "error", *STATISTICS), runs.T):
+                        row[name], row[f"{name}_half_width"] = (float(v) for v in interval(values))
+                    rows.append(row | {"foretold": float(np.interp(row["trust"], trusts, curve))})
+    with open(out / "correction_quality_independent.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+    cosine, trust_, foretold = (np.array([r[k] for r in rows]) for k in ("cosine", "trust", "foretold"))
+    rho = {name: spearmanr([r[name] for r in rows], cosine).statistic for name in STATISTICS}
+    single = np.array(single)
+    accepted, good = trust_ >= threshold, cosine >= GOOD
+    alone = single[:, 0] >= threshold
+    lines = [f"Calibrated on the {len(old)} cells of correction_quality.csv, tested on {len(rows)} cells of Lorenz-96 "
+             f"with other horizons {OTHERS[0]}, noise levels {OTHERS[1]}, spreads and J {OTHERS[3]}, {seeds} new seeds "
+             "each:", "",
+             *(f"- Spearman correlation of {name} with the cosine over the cells: {rho[name]:.3f}"
+               for name in STATISTICS),
+             f"- the same for trust over the {len(single)} single ensembles: {spearmanr(*single.T).statistic:.3f}",
+             f"- threshold {threshold:.3f} (every old cell above it has cosine >= {GOOD}): {accepted.sum()} new cells "
+             f"above it, {(accepted & good).sum()} with cosine >= {GOOD}, lowest {cosine[accepted].min():.3f}; of the "
+             f"{(~accepted).sum()} below it {(~accepted & good).sum()} have cosine >= {GOOD}",
+             f"- single ensembles above it: {alone.sum()}, cosine >= {GOOD} in {np.mean(single[alone, 1] >= GOOD):.1%}, "
+             f"lowest {single[alone, 1].min():.3f}",
+             f"- monotone curve of the old cells: mean error of the foretold cosine {np.mean(abs(foretold - cosine)):.3f}"
+             f", largest {np.max(abs(foretold - cosine)):.3f}", "",
+             "| trust | cells | cosine: lowest, mean, highest | mean foretold |", "|---|---|---|---|"]
+    for low, high in ((-1, 0.6), (0.6, 0.8), (0.8, 0.9), (0.9, 0.97), (0.97, 0.99), (0.99, 1.01)):
+        found = (low <= trust_) & (trust_ < high)
+        if found.any():
+            lines.append(f"| {low:g} to {min(high, 1):g} | {found.sum()} | {cosine[found].min():.2f}, "
+                         f"{cosine[found].mean():.2f}, {cosine[found].max():.2f} | {foretold[found].mean():.2f} |")
+    lines += ["", "Linear-Gaussian runs (set-up A, J = 256, 80 steps, 5 seeds); the true cosine is 1 at every update:", "",
+              "| gamma | second update of a level: lowest | first update of a level: lowest, median | share of these "
+              "above the threshold |", "|---|---|---|---|"]
+    for gamma in (0.05, 0.085, 0.2, 0.5, 2.0):
+        within, across = linear_gaussian_trust(gamma)
+        lines.append(f"| {gamma:g} | {min(within):.6f} | {min(across):.3f}, {np.median(across):.3f} "
+                     f"| {np.mean(np.array(across) >= threshold):.0%} |")
+    (out / "correction_quality_independent.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(5, 4), layout="constrained")
+    ax.plot(trusts, cosines, ".", color="0.7", label=f"{len(old)} cells of the calibration")
+    ax.step(trusts, curve, "k-", lw=0.8, where="mid", label="monotone curve through them")
+    for T, marker in zip(OTHERS[0], "osd^"):
+        picked = [r for r in rows if r["horizon"] == T]
+        ax.errorbar([r["trust"] for r in picked], [r["cosine"] for r in picked],
+                    [r["cosine_half_width"] for r in picked], fmt=marker, ms=4, lw=0.6, label=f"new cells, T = {T}")
+    ax.axvline(threshold, color="k", ls=":", lw=0.8)
+    ax.set(xlabel="trust", ylabel="cosine to the true correction",
+           title=f"{len(rows)} independent cells, Spearman {rho['trust']:.3f}")
+    ax.legend(fontsize=7)
+    fig.savefig(out / "correction_quality_independent.png", dpi=90)
+    print("\n".join(lines))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--independent", action="store_true", help="test the calibration on cells it has not seen")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.independent:
+        return independent(gaussian_denoiser(), options.seeds, options.out)
     prior, rows, names = gaussian_denoiser(), [], ("cosine", "error", *STATISTICS)
     for horizon in HORIZONS:
         for sigma in SIGMAS:

@@ -10,6 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# Property tests state their own number of instances, over 10,000 in all (tests/test_theory_references.py);
+# `pytest --hypothesis-profile=long` makes 5,000 new ones of each.
+settings.register_profile("long", max_examples=5000, deadline=None)
 
 
 @dataclass(frozen=True)

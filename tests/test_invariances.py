@@ -65,8 +65,15 @@ rules = st.sampled_from(sorted(RULES))
 normalised = st.sampled_from(sorted(NORMALISED))
 gammas = st.floats(0.05, 2.0)
 ONCE = (Phase.explicit, Phase.generate)  # a case is a seed: there is nothing to shrink, and shrinking takes minutes
-few = settings(max_examples=40, deadline=None, derandomize=True, phases=ONCE)
-many = settings(max_examples=250, deadline=None, derandomize=True, phases=ONCE)
+LONG = settings.get_current_profile_name() == "long"
+
+
+def instances(count):
+    return settings(max_examples=settings().max_examples if LONG else count, deadline=None, derandomize=not LONG,
+                    database=None, phases=ONCE)
+
+
+few, many = instances(120), instances(500)
 
 
 def rule_of(name, gamma):

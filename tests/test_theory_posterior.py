@@ -107,6 +107,26 @@ def test_at_gamma_two_sixteen_times_the_particles_do_not_help():
     assert many > 0.6 * few
 
 
+@functools.lru_cache
+def at_gamma_two(noise, seed, J=64):
+    """Misfit of the mean in units of the noise, and observed spread over that of the posterior, set-up A."""
+    p = linear_gaussian("A", noise=noise, seed=seed)
+    x = solve(method(p, J, 2.0), p.forward, noise_for(p, J, seed)).x
+    misfit = np.linalg.norm(p.H @ x.mean(0) - p.observation.y) / (noise * math.sqrt(8))
+    seen = [np.trace(p.H @ C @ p.H.T) for C in (np.cov(x.T, bias=True), p.posterior[1])]
+    return misfit, math.sqrt(seen[0] / seen[1])
+
+
+def test_at_gamma_two_the_observed_spread_is_nothing_like_that_of_the_posterior():
+    assert all(at_gamma_two(0.1, seed)[1] < 0.05 for seed in range(3))
+
+
+def test_at_gamma_two_the_misfit_is_not_the_noise_level():
+    # the same discretisation error whatever the noise: far above small noise, far below large noise
+    assert np.mean([at_gamma_two(0.01, seed)[0] for seed in range(3)]) > 3.0
+    assert np.mean([at_gamma_two(1.0, seed)[0] for seed in range(3)]) < 0.4
+
+
 def test_the_same_data_with_another_noise_level_give_the_same_update():
     p = linear_gaussian("A")
     state = method(p, 32, 2.0).init(noise_for(p, 32))

@@ -17,7 +17,8 @@ RULES = {"frobenius": frobenius, "trace": trace}
 
 
 def instances(count):
-    return settings(max_examples=count * (50 if LONG else 1), deadline=None, derandomize=not LONG, database=None)
+    return settings(max_examples=settings().max_examples if LONG else count, deadline=None, derandomize=not LONG,
+                    database=None)
 
 
 def spread(x):
@@ -49,7 +50,8 @@ def frozen(x, psi, y, rule, steps, noise=1.0, guard=64.0):
 
 
 # --------------------------------------------------------------------------------------------------------- Corollary 2
-@instances(1500)
+@pytest.mark.slow
+@instances(5000)
 @given(seed=st.integers(0, 2**32), J=st.integers(2, 40), d=st.integers(1, 30), m=st.integers(1, 20),
        scale=st.sampled_from((0.1, 1.0, 10.0)), gamma=st.floats(1e-3, 2.0), name=st.sampled_from(sorted(RULES)))
 def test_the_covariance_never_grows_for_gamma_up_to_two(seed, J, d, m, scale, gamma, name):
