@@ -17,14 +17,15 @@ from enkg_ref import arena, cli
 
 HERE = Path(__file__).resolve().parent
 EVERY = ",".join(name for name in arena.METHODS if name != "deft")
+FEW = "enkg,enkg-r,eki,scg,dps,mmps,deft"
 COMPARISONS = {  # name of the table: arguments of `enkg compare`, by problem
     "linear-gaussian": {
         f"linear-gaussian-noise-{noise:g}": f"linear-gaussian --noise {noise:g} --methods {EVERY} --budget 512,2048 "
         "--items 10 --seeds 3 --tune 2048" for noise in (0.05, 0.3, 1.0)},
     "navier-stokes": {
-        f"navier-stokes-noise-{noise:g}": f"navier-stokes --noise {noise:g} --methods {EVERY},deft --budget {budgets} "
-        f"--items {items} --seeds 1" for noise, budgets, items in ((0.55, "192,512,1024", 5), (0.0, "256", 3),
-                                                                   (1.1, "256", 3))},
+        f"navier-stokes-noise-{noise:g}": f"navier-stokes --noise {noise:g} --methods {methods} --budget {budgets} "
+        "--items 3 --seeds 1" for noise, budgets, methods in (
+            (0.55, "192,512,1024", f"{EVERY},deft"), (0.0, "256", FEW), (1.1, "256", FEW))},
     "black-hole": {"black-hole": f"black-hole --methods {EVERY} --budget 384 --items 5 --seeds 1"},
 }
 
