@@ -286,7 +286,7 @@ def show_table(options):
             label = f"{method}, {'network' if prior == NETWORK else 'Gaussian'}"
             axis.plot([r["field"] for r in of], [r["relative_l2_mean"] for r in of], "o-", color=f"C{k}",
                       label=label)
-        axis.set(title=f"noise {noise:g}", xlabel="held-out field", ylim=(0, 1.1))
+        axis.set(title=f"noise {noise:g}", xlabel="held-out field", xlim=(-0.5, 4.5), ylim=(0, 1.1))
     axes[0].set_ylabel("relative L2 of the mean")
     axes[-1].legend(fontsize=7)
     save(sheet, "table")
@@ -556,7 +556,7 @@ def cost(options):
         error = np.sqrt(covariance[0, 0] * np.sum(residual**2) / (largest - 2))
         lines.append(f"| {part} | {fixed} | {variable} = {size.min():.0f} .. {size.max():.0f} "
                      f"| {time_of.min():.2g} .. {time_of.max():.2g} | {slope:.2f} +- {error:.2f} ({largest}) |")
-        axis = axes[variable == "J"]
+        axis = axes[int(variable == "J")]
         axis.loglog(size, time_of, "o-", label=f"{part.split(',')[0]} ({fixed}): {slope:.2f}")
         axis.set(xlabel=variable, ylabel="CPU s of one call")
     for axis in axes:
