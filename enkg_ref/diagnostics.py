@@ -77,9 +77,9 @@ def trust(expected, before, now, likelihood):
     """Cosine, in the metric of the noise, of the expected change of the predictions and the change now - before.
 
     1: the map was affine over the last correction; on Lorenz-96 it ranks the cosine between ensemble correction and
-    true preconditioned gradient, and .983 or more stands for a cosine of .95 or more (benchmarks/correction_quality.py).
-    That holds within a level; at the first update of a level ``now`` contains a predictor step, which no linear model
-    foretells. Rows that are not finite do not count.
+    true preconditioned gradient: .983 or more stands for a cosine of .95 or more. That holds within a level; at the
+    first update of a level ``now`` contains a predictor step, which no linear model foretells. Measured by
+    benchmarks/correction_quality.py. Rows that are not finite do not count.
 
     All arrays (J, m). Returns a Python float in [-1, 1], or None if nothing moved.
     """
