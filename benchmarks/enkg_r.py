@@ -248,7 +248,7 @@ def trust():
     from scipy.stats import spearmanr
 
     rows = _kept("navier-stokes")
-    print(f"{len(rows)} runs; Spearman correlation with M2 (all runs | budget 1504, by noise)")
+    print(f"{len(rows)} runs; Spearman correlation with M2: all runs, then by noise")
     own = {"kappa": lambda r: r["kappa"], "noise ratio": lambda r: r["noise_ratio"],
            "chi2 of the particles": lambda r: r["chi2_of_particles"],
            "spread": lambda r: r["spread"]}
