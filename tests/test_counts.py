@@ -119,3 +119,11 @@ def test_beyond_twice_as_many_particles_as_observations_no_matrix_of_particle_pa
     x = np.random.default_rng(1).standard_normal((J, 5))
     correct(x, x[:, :4], Gaussian(np.zeros(4)).residual, frobenius(1.0))
     assert bool(formed) is pairwise
+
+
+def test_two_steps_are_the_fewest_and_an_update_that_is_not_made_adds_no_budget():
+    settings = Config(particles=4, steps=2, window=(0, 1), stop=lambda mean, particles, m: True)
+    run = EnKG(lambda x, sigma: 0.5 * x, Gaussian([3.0], 2.0), settings)
+    state = run.init(np.random.default_rng(0).standard_normal((4, 2)))
+    state, info = run.tell(state, np.array([[1.0], [2.0], [4.0], [5.0]]))
+    assert info.stopped and info.step == 0.0 and state.collapse_budget == 0.0

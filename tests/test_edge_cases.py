@@ -283,3 +283,20 @@ def test_an_ordinary_run_meets_no_guard():
         warnings.simplefilter("error")
         pairs = list(iterate(run := method(), forward, run.init(X)))
     assert not any(info.collapsed for _, info in pairs)
+
+
+@pytest.mark.parametrize("rule", [frobenius, trace])
+def test_a_denominator_of_zero_means_no_step_and_no_warning(rule):
+    # residuals (1, 1) against anomalies (1, -1): the trace of K vanishes, its norm does not
+    x, g = np.array([[0.0, 1.0], [2.0, 5.0]]), np.array([[1.0], [-1.0]])
+    residual = np.ones_like if rule is trace else np.zeros_like
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x_new, done = correct(x, g, residual, rule(1.0))
+    assert float(done.step) == 0.0 and np.array_equal(x_new, x)
+    assert (float(done.norm) > 0.0) is (rule is trace)
+
+
+def test_when_no_row_is_finite_the_forward_model_is_not_asked_at_all():
+    y_pred = evaluate(lambda x: 1 / 0, np.full((3, 2), np.nan))
+    assert y_pred.shape[0] == 3 and np.all(np.isnan(y_pred))

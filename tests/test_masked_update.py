@@ -1,6 +1,7 @@
 """Members that failed: the masked correction is the correction of the survivors (`algorithm.md` 10.4)."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import paper_equations as paper
@@ -128,6 +129,13 @@ def test_a_failed_member_that_is_kept_still_makes_the_predictor_step():
 def test_more_than_five_percent_of_failures_are_warned_about():
     with pytest.warns(UserWarning, match="5 %"):
         run("shift", {2: (1, 2)})
+
+
+def test_exactly_five_percent_of_failures_are_not_warned_about():
+    method = dataclasses.replace(METHOD, config=dataclasses.replace(METHOD.config, particles=20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(iterate(method, failing({2: (1,)}), method.init(NOISE[:20])))
 
 
 def test_raise_names_the_row_the_level_the_update_and_the_noise_level():

@@ -129,6 +129,13 @@ def test_an_inner_grid_that_would_run_upwards_is_refused():
         flow_to_zero(np.ones((2, 3)), 1e-3, lambda x, sigma: x, 4)
 
 
+def test_a_noise_level_at_the_end_of_the_inner_grid_may_be_off_by_a_millionth():
+    x = np.ones((2, 3))
+    flow_to_zero(x, 0.002 * (1 - 0.7e-6), lambda x, sigma: x, 4)
+    with pytest.raises(ValueError, match="sigma_eps"):
+        flow_to_zero(x, 0.002 * (1 - 1.5e-6), lambda x, sigma: x, 4)
+
+
 def test_a_numpy_scalar_sigma_keeps_float32():
     x = np.ones((2, 3), dtype=np.float32)
     sigmas = np.array(edm_sigmas(4))
