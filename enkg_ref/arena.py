@@ -2,9 +2,11 @@
 
     compare(items, methods, budgets, seeds, out)        runs what is missing in ``out``, then tables and a plot
 
-A budget is a number of forward equivalents, F = forward calls + c_vjp x forward VJPs, c_vjp being the measured cost of
-a VJP beyond the value inside it. Each method spends it by the rule of ``METHODS``; a run that diverges stays in the
-table as a failure. Intervals are bootstrap-t over items, seeds of an item kept together; differences are paired.
+A budget is a number of forward equivalents, F = forward calls + c_vjp x forward VJPs, c_vjp being the measured time of
+a VJP call over that of a forward call. Our adjoints compute the value anew, so a gradient pays for it twice: methods
+with an adjoint that keeps it would take about a quarter more steps at the same F. Each method spends the budget by the
+rule of ``METHODS``; a run that diverges stays in the table as a failure. Intervals are bootstrap-t over items, seeds of
+an item kept together; differences are paired.
 """
 
 from __future__ import annotations
@@ -307,11 +309,11 @@ METHODS = {
     "central-gsg": Method(_plan_gsg("central"), baselines.GSG.ACCESS, "DPS with a smoothed gradient, two-sided",
                           "queries per step, as dpg"),
     "dps": Method(_plan_dps, baselines.DPS.ACCESS, "diffusion posterior sampling, Chung et al. 2023",
-                  "one chain of up to 1,000 steps, more chains beyond"),
+                  "one chain of up to 500 steps, more chains beyond"),
     "diffpir": Method(_plan_diffpir, baselines.DiffPIR.ACCESS, "denoise, fit, re-noise, Zhu et al. 2023",
                       "8 chains in one batch, more beyond 250 steps"),
     "mmps": Method(_plan_mmps, baselines.MMPS.ACCESS, "moment matching posterior sampling, Rozet et al. 2024",
-                   "one chain of up to 200 steps, more chains beyond"),
+                   "one chain of up to 100 steps, more chains beyond"),
     "pnpdm": Method(_plan_pnpdm, baselines.PnPDM.ACCESS, "split Gibbs with Langevin steps, Wu et al. 2024",
                     "Langevin steps of 4 chains, 30 outer steps"),
     "deft": Method(_plan_deft, baselines.DEFT.ACCESS, "a correction network trained beforehand, Denker et al. 2024",
@@ -419,7 +421,7 @@ def score(item, x, ledger=None):
 
 
 def vjp_cost(item, rows=32, repeats=3):
-    """c_vjp: seconds of a forward VJP over those of a forward call, at the same batch, minus the value inside it."""
+    """c_vjp: seconds of a forward VJP, the value that it computes anew included, over those of a forward call."""
     if item.forward_vjp is None:
         return 0.0
     x = np.zeros((rows, *item.problem.event_shape), dtype=item.dtype)
@@ -445,8 +447,8 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
     """Run every method at every budget on every item with every seed, and write the tables. Continues what is there.
 
     items : sequence of `Item`;  methods : names of ``METHODS``;  seeds : number of seeds;  out : folder
-    settings : {method: {setting: value}}, tuned on other items;  c_vjp : cost of a forward VJP beyond the value inside
-        it, in forward calls; measured on the first item if None, and kept in the folder
+    settings : {method: {setting: value}}, tuned on other items;  c_vjp : time of a forward VJP over a forward call's;
+        measured on the first item if None, and kept in the folder
     about : JSON-able, what the comparison is of; a folder of another comparison is refused
     progress : called with (record, runs done, runs in all);  metric : the score that the tables sort and pair by
 

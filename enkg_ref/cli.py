@@ -309,6 +309,8 @@ NO_BUDGET = ("steps", "updates", "guidance", "window", "step_rule", "stop", "fai
 
 def build_method(options, problem, denoise, seed, account=None):
     """(method, rows of noise) named by the options, with settings for this problem; calls go through ``account``."""
+    if options.reference is not None and "reference" not in arena.METHODS[options.method].access:
+        raise UsageError(f"reference: got {options.reference} with method {options.method}, which needs none")
     if options.method == "enkg" and options.budget is None:
         likelihood, config = build_likelihood(problem), build_config(options, problem, denoise)
         denoise = denoise if account is None else account.denoiser(denoise)
@@ -319,6 +321,8 @@ def build_method(options, problem, denoise, seed, account=None):
         if getattr(options, name) is not None:
             what = f"method {options.method}" if options.method != "enkg" else "a budget"
             raise UsageError(f"{name}: got {getattr(options, name)} with {what}, expected --budget CALLS only")
+    if options.budget is None and options.method == "enkg-r":
+        options.budget = 1504 if problem.observation.angular is None else 3840  # what its tables are measured with
     if options.budget is None:
         raise UsageError(f"budget: got nothing, expected --budget CALLS with method {options.method}")
     item = build_item(options, problem, denoise, [options.method])
@@ -335,7 +339,11 @@ def build_method(options, problem, denoise, seed, account=None):
 def build_reference(options, problem):
     """Gaussian reference of the prior, which enkg-r needs: --reference FILE, or the one shipped with the prior."""
     if options.reference is not None:
-        return Reference.load(options.reference)
+        reference = Reference.load(options.reference, _prior_sha256(options, problem))
+        if tuple(reference.mean.shape) != tuple(problem.event_shape):
+            raise UsageError(f"reference: got {options.reference} for events of shape {tuple(reference.mean.shape)}, "
+                             f"expected {tuple(problem.event_shape)}")
+        return reference
     name = options.prior or problem.prior
     if name is None:
         return Reference.gaussian(problem.mu, problem.Sigma)
@@ -360,6 +368,7 @@ def build_run(options, k, account):
     forward = members.chunked(problem.forward, options.chunk) if options.chunk else problem.forward
     about = {"problem": problem.name, "method": _method_name(options), "prior": prior, "seed": seed,
              "prior_sha256": _prior_sha256(options, problem), "scale": problem.scale, "shift": problem.shift,
+             "reference": options.reference and file_sha256(options.reference),
              "forward": options.forward, "chunk": options.chunk, "version": __version__,
              "dtype": options.dtype, "device": options.device, **method.config.describe(),
              "observation": _digest(problem.observation.y), "noise": _digest(problem.observation.noise)}
@@ -740,7 +749,8 @@ def _parser():
     add("--preset", help="a released configuration of the sampler (data and misfit stay the problem's): "
         f"{', '.join(PRESETS)}")
     add("--budget", type=_number(int), metavar="CALLS", help="forward calls of one ensemble, from which all "
-        f"settings follow; every method but enkg needs it. A gradient costs {VJP_COST:g} calls beside its value")
+        f"settings follow; every method but enkg and enkg-r (1504; black holes 3840) needs it. A gradient costs "
+        f"{VJP_COST:g} calls beside its value")
     add("--reference", metavar="FILE.npz", help="enkg-r: Gaussian reference of a prior of your own")
     add("--seed", type=_number(int), default=0, help="of the initial noise; ensemble k uses seed + k; default 0")
     add("--ensembles", type=_number(int), help="independent ensembles; default 3 for m87, else 1")

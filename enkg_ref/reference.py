@@ -8,6 +8,7 @@ the Gaussian one. Made once per prior from images, kept beside it.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,12 +159,16 @@ class Reference:
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference: {path} does not exist; enkg-r needs the Gaussian reference of its "
                                     "prior, made by enkg_ref.reference.from_images or from_prior")
-        with np.load(path) as file:
-            parts = {name: file[name] for name in file.files}
-        prior = str(parts.pop("prior"))
-        if prior_sha256 is not None and prior != prior_sha256:
-            raise ValueError(f"reference: {path} was made for the prior with sha256 {prior[:12] or '(none)'}..., got "
-                             f"one with {prior_sha256[:12]}...")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                parts = {name: file[name] for name in file.files}
+            prior = str(parts.pop("prior"))
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile):
+            raise ValueError(f"reference: got {path}, which is damaged or not a reference, expected an .npz file made "
+                             "by benchmarks/make_reference.py") from None
+        if prior_sha256 is not None and prior not in ("", prior_sha256):  # "": made without saying for which
+            raise ValueError(f"reference: got {path}, made for the prior with sha256 {prior[:12]}..., expected one "
+                             f"made for {prior_sha256[:12]}...")
         q, upper = np.linalg.qr(parts["modes"].astype(np.float64))  # float16 rounds the columns by 5e-4
         table = parts["table"] if parts["table_sigmas"].size else None
         return cls(parts["mean"], q * np.sign(np.diag(upper)), parts["variances"], float(parts["rest"]),

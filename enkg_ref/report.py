@@ -43,16 +43,22 @@ def _plain(value):
 def trust(history, ensembles):
     """How far to trust the run, by name, one value per ensemble, from its history lines.
 
-    EnKG: ``trust``, the median over the updates of `diagnostics.trust`. EnKG-R: ``kappa``, ``noise_ratio`` and ``chi2``
-    (average over the particles: ``mean_misfit``) of its last level, see `regressed.Info`.
+    EnKG: `diagnostics.trust`, median and lowest tenth, over the second and later updates of the levels (``trust``: how
+    linear the map was over the ensemble, inside a level) and over the first ones (``trust_across``: the predictor step
+    and the change of the flow come between, so that it falls though nothing is wrong). Linearity is not accuracy.
+    EnKG-R: ``kappa``, ``noise_ratio`` and ``chi2`` (average over the particles: ``mean_misfit``) of its last level, see
+    `regressed.Info`.
     """
     out = {}
     for k in range(ensembles):
         lines = [line for line in history if line["ensemble"] == k]
-        cosines = [line["trust"] for line in lines if line.get("trust") is not None]
-        if cosines:
-            out.setdefault("trust", []).append(float(np.median(cosines)))
-        elif lines and "kappa" in lines[-1]:
+        for name, within in (("trust", True), ("trust_across", False)):
+            cosines = [line["trust"] for line in lines
+                       if line.get("trust") is not None and (line["update"] > 0) == within]
+            if cosines:
+                out.setdefault(f"{name}_tenth", []).append(float(np.quantile(cosines, 0.1)))
+                out.setdefault(name, []).append(float(np.median(cosines)))
+        if lines and "kappa" in lines[-1]:
             for name, key in (("kappa", "kappa"), ("noise_ratio", "noise_ratio"), ("chi2", "mean_misfit")):
                 out.setdefault(name, []).append(lines[-1][key])
     return out
@@ -95,7 +101,10 @@ def disagreement(ensemble, index):
 
 
 TRUST_WORDS = {
-    "trust": "cosine of foretold and found change of the data; 1: linear over the ensemble",
+    "trust": "median cosine of foretold and found change of the data inside a level; 1: linear over the ensemble",
+    "trust_tenth": "a tenth of them is below",
+    "trust_across": "the same from level to level, lower by nature",
+    "trust_across_tenth": "a tenth of them is below",
     "kappa": "square innovation over its expectation; near 1 is good, above 3 is not",
     "noise_ratio": "variance of the model error over that of the measurement",
     "chi2": "misfit of the particles per datum",

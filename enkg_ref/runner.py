@@ -75,8 +75,8 @@ def _run(build, options, k, saved, history, ledger, report):
                 if state.level != last_level or run.method.done(state):
                     save()
                 last_level = state.level
-            if report is not None:
-                report(info, updates)
+                if report is not None:
+                    report(info, updates)
     save()
 
 

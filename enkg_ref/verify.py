@@ -110,7 +110,10 @@ def statements(backend="numpy"):
 
 
 def _measured(library, name, claim, low, high, finding, measure):
-    measured, instances = measure(library)
+    try:
+        measured, instances = measure(library)
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:  # a broken library is a failed line
+        claim, measured, instances = f"{claim} ({type(error).__name__}: {error})", math.nan, 0
     measured = float(measured)
     holds = math.isfinite(measured) and low <= measured <= high
     verdict = "fail" if not holds else "finding" if finding else "pass"
@@ -120,7 +123,8 @@ def _measured(library, name, claim, low, high, finding, measure):
 def run(json_path=None, backend="numpy"):
     """Print every line; 0 if none fails, 1 otherwise. ``json_path``: the same for machines."""
     lines = statements(backend)
-    if json_path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(json_path))):
+    if json_path is not None and (os.path.isdir(json_path)
+                                  or not os.path.isdir(os.path.dirname(os.path.abspath(json_path)))):
         raise FileNotFoundError(f"json: got {json_path}, expected a file in a folder that exists")
     print(f"{'verdict':8} {'statement':14} {'claim':94} {'measured':>10}  {'expected':18} {'instances':>9}")
     records = []
@@ -245,14 +249,22 @@ def _linear(rng, J, d, m, cond=1e3):
 
 
 def _relative(a, b, scale=None):
-    scale = np.linalg.norm(b) if scale is None else scale
-    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / scale) if scale > 0 else 0.0
+    """||a - b||/scale, 0 if there is no difference; NaN, which fails every line, if anything is not finite."""
+    distance, scale = np.linalg.norm(np.asarray(a) - np.asarray(b)), np.linalg.norm(b) if scale is None else scale
+    if distance == 0.0 and math.isfinite(scale):
+        return 0.0
+    return float(distance / scale) if scale > 0 else math.nan
+
+
+def _worst(values):
+    """The largest of the values; NaN if one of them is NaN, which Python's own ``max`` may pass over."""
+    return float(np.max(np.fromiter((float(value) for value in values), dtype=np.float64)))
 
 
 def _instances(library, rng, count, measure):
     """Worst value of ``measure(rng)`` over (count / thinning) random instances."""
     count = max(10, count // library.thinning)
-    return max(measure(rng) for _ in range(count)), count
+    return _worst(measure(rng) for _ in range(count)), count
 
 
 # -------------------------------------------------------------------------------------------------- the update itself
@@ -393,7 +405,7 @@ def _sharp(gamma):
         worst, count = _instances(library, np.random.default_rng(7), 1000, measure)
         X = np.random.default_rng(8).standard_normal((20, 1))
         attained = spread(library.correct(X, X, X.mean(0), 1.0, frobenius(gamma))[0])[1] / spread(X)[1]
-        return max(worst, attained), count + 1
+        return np.maximum(worst, attained), count + 1
 
     return line
 
@@ -429,7 +441,7 @@ def _decrement_by_alignment(library):
             q, V = moments(X, G, y, Gamma), spread(X)[1]
             alpha = np.trace(q["C_xy"] @ q["P"] @ q["C_xy"].T) / (np.trace(q["P"] @ q["C_yy"]) * V)
             X = library.correct(X, G, y, Gamma, trace(gamma))[0]
-            worst = max(worst, spread(X)[1] / V - (1 - gamma * (2 - gamma) * alpha))
+            worst = np.maximum(worst, spread(X)[1] / V - (1 - gamma * (2 - gamma) * alpha))
         return worst
 
     return _instances(library, np.random.default_rng(10), 200, measure)
@@ -451,7 +463,7 @@ def _alignment_bound(library):
         alpha = np.trace(q["C_xy"] @ q["P"] @ q["C_xy"].T) / (np.trace(q["P"] @ q["C_yy"]) * spread(X)[1])
         return bound - alpha
 
-    return max(measure(np.random.default_rng(s)) for s in range(300)), 300
+    return _worst(measure(np.random.default_rng(s)) for s in range(300)), 300
 
 
 # ---------------------------------------------------------------------------------------- linear psi, frozen: Theorem 6
@@ -462,7 +474,7 @@ def _linear_runs(library, measure, count=60, steps=12, shapes=((64, 24, 8), (20,
         X, H, c, y, Gamma = _linear(rng, *shapes[seed % len(shapes)])
         rule, gamma = ("frobenius", "trace")[seed % 2], 0.2 + 1.7 * rng.random()
         ensembles, sizes = library.loop(X, lambda x, H=H, c=c: x @ H.T + c, y, Gamma, RULES[rule](gamma), steps)
-        worst = max(worst, measure(ensembles, sizes, H, c, y, Gamma, gamma, rule))
+        worst = np.maximum(worst, measure(ensembles, sizes, H, c, y, Gamma, gamma, rule))
     return worst, count
 
 
@@ -476,7 +488,7 @@ def _covariance_recursion(library):
         for X, X_new, w in zip(resolved, resolved[1:], sizes):
             C, C_new = (np.cov(v.T, bias=True) for v in (X, X_new))
             M = np.eye(len(C)) - w * C @ A
-            worst = max(worst, _relative(C_new, M @ C @ M.T))
+            worst = np.maximum(worst, _relative(C_new, M @ C @ M.T))
         return worst
 
     return _linear_runs(library, measure)
@@ -492,8 +504,8 @@ def _while_resolved(ensembles, H, c, y, Gamma, share=1e-8):
 def _trajectory(library):
     def measure(ensembles, sizes, H, c, y, Gamma, gamma, rule):
         expected, _ = trajectory(ensembles[0], H, c, y, Gamma, gamma, rule, len(sizes))
-        return max(_relative(a, b) for a, b in list(zip(ensembles, expected))[:_while_resolved(ensembles, H, c, y,
-                                                                                            Gamma)])
+        resolved = _while_resolved(ensembles, H, c, y, Gamma)
+        return _worst(_relative(a, b) for a, b in list(zip(ensembles, expected))[:resolved])
 
     return _linear_runs(library, measure)
 
@@ -510,9 +522,9 @@ def _recursion(library):
             B = (X - X.mean(0)) @ H.T @ np.linalg.inv(np.linalg.cholesky(Gamma)).T
             lam = np.linalg.eigvalsh(B.T @ B / len(X))[-len(mu):]
             exact = mu * amplitudes[n] ** 2
-            worst = max(worst, np.abs(lam - np.sort(exact)).max() / mu.sum())
+            worst = np.maximum(worst, np.abs(lam - np.sort(exact)).max() / mu.sum())
             if exact.sum() > 1e-4 * mu.sum():  # w is a ratio: its rounding grows like eps tau_0/tau
-                worst = max(worst, abs(sizes[n] / expected[n] - 1) if n < len(sizes) else 0.0)
+                worst = np.maximum(worst, abs(sizes[n] / expected[n] - 1) if n < len(sizes) else 0.0)
         return worst
 
     return _linear_runs(library, measure)
@@ -541,7 +553,7 @@ def _limit(library):
         G = X @ H.T + c
         mu, U, _, W = observation_modes(X, G, y, Gamma)
         M_0 = spread(X)[0].T @ (spread(X)[0] @ H.T @ W.T) / J @ (U / mu) @ U.T @ W
-        worst = max(worst, _relative(library.correct(X, G, y, Gamma, constant(1.0))[0], X + (y - G) @ M_0.T))
+        worst = np.maximum(worst, _relative(library.correct(X, G, y, Gamma, constant(1.0))[0], X + (y - G) @ M_0.T))
     return worst, len(shapes)
 
 
@@ -568,7 +580,7 @@ def _contraction_excess(library, gamma_of, count=400):
             X_new, _, norm, tau, _ = library.correct(X, X @ H.T + c, y, Gamma, RULES[rule](gamma))
             _, _, norm_new, tau_new, _ = library.correct(X_new, X_new @ H.T + c, y, Gamma, RULES[rule](gamma))
             ratio = (norm_new / norm) ** 2 if rule == "frobenius" else tau_new / tau
-            worst = max(worst, ratio - contraction_bound(gamma, len(lam), kappa2.sum(), rule, floor))
+            worst = np.maximum(worst, ratio - contraction_bound(gamma, len(lam), kappa2.sum(), rule, floor))
     return worst, count
 
 
@@ -762,7 +774,7 @@ def _remainder_identity(library):
         for j, x in enumerate(X):
             R = G - G[j] - (X - x) @ jacobian(x).T
             exact = Z.T @ R @ np.linalg.solve(Gamma, G[j] - y) / len(X)
-            worst = max(worst, _relative(left[j] - right[j], exact, np.linalg.norm(left) / 4))
+            worst = np.maximum(worst, _relative(left[j] - right[j], exact, np.linalg.norm(left) / 4))
         return worst
 
     return _instances(library, np.random.default_rng(18), 40, measure)
@@ -784,7 +796,7 @@ def _remainder_bound(library):
         worst = 0.0
         for j, x in enumerate(X):
             bound = M / 2 * np.linalg.norm(W @ (G[j] - y)) * np.mean(z * np.sum((X - x) ** 2, axis=1))
-            worst = max(worst, np.linalg.norm(left[j] - right[j]) / bound)
+            worst = np.maximum(worst, np.linalg.norm(left[j] - right[j]) / bound)
         return worst
 
     return _instances(library, np.random.default_rng(19), 40, measure)

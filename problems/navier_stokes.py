@@ -453,7 +453,7 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
 def _field(name, host, shape):
     """``host`` as a finite float64 array of this shape, or a ValueError that names the argument."""
     host = np.asarray(host, dtype="float64")
-    if host.size != math.prod(shape):
+    if host.shape not in (shape, (math.prod(shape),)):
         raise ValueError(f"{name} must have shape {shape}, got {host.shape}")
     if not np.all(np.isfinite(host)):
         raise ValueError(f"{name} must be finite, got {int(np.sum(~np.isfinite(host)))} values that are not")

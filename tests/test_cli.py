@@ -72,7 +72,10 @@ def test_that_navier_stokes_is_solved_with_the_gaussian_of_its_fields(size, tmp_
     assert {"relative_l2_particles", "relative_l2_mean", "relative_l2_zero_field", "relative_l2_prior_mean",
             "relative_l2_prior_sample"} == set(summary["metrics"])
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    assert summary["trust"]["trust"] == [np.median([line["trust"] for line in lines if line["trust"] is not None])]
+    inside = [line["trust"] for line in lines if line["update"] > 0 and line["trust"] is not None]
+    across = [line["trust"] for line in lines if line["update"] == 0 and line["trust"] is not None]
+    assert summary["trust"] == {"trust": [np.median(inside)], "trust_tenth": [np.quantile(inside, 0.1)],
+                                "trust_across": [np.median(across)], "trust_across_tenth": [np.quantile(across, 0.1)]}
 
 
 def test_that_the_data_of_the_finer_solver_are_other_data(tmp_path):

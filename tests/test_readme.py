@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enkg_ref import cli
+from enkg_ref import arena, cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -42,7 +42,7 @@ def test_that_every_command_line_of_the_readme_is_understood():
         argv = shlex.split(line)[1:]
         options = cli._parser().parse_args(argv)
         if options.command == "solve" and options.problem:
-            assert options.problem in cli.PROBLEMS and options.method in cli.METHODS
+            assert options.problem in cli.PROBLEMS and options.method in arena.METHODS
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)]+)\)", README))

@@ -1,5 +1,7 @@
 """EnKG-R, the Gaussian reference of a prior: (E1), (E2), files and their checks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -71,9 +73,14 @@ def test_a_saved_reference_comes_back_with_orthonormal_modes_to_half_precision(t
 def test_a_missing_file_or_the_reference_of_another_prior_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="reference: .* does not exist; enkg-r needs the Gaussian reference"):
         Reference.load(tmp_path / "none.npz")
-    _gaussian().save(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="was made for the prior with sha256"):
+    dataclasses.replace(_gaussian(), prior="4567").save(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="made for the prior with sha256 4567..., expected one made for 0123"):
         Reference.load(tmp_path / "a.npz", "0123")
+    (tmp_path / "b.npz").write_bytes(b"not a reference")
+    np.save(tmp_path / "c.npy", np.zeros(3))
+    for name in ("b.npz", "c.npy"):
+        with pytest.raises(ValueError, match="damaged or not a reference"):
+            Reference.load(tmp_path / name)
 
 
 def test_a_reference_made_from_the_samples_of_a_prior_has_its_variances():

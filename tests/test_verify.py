@@ -42,6 +42,23 @@ def test_the_update_lines_hold_on_the_other_back_ends(backend):
     assert len(records) == 13 and not [r for r in records if r.verdict == "fail"]
 
 
+@pytest.mark.parametrize("always", [True, False])
+def test_that_an_update_that_is_not_a_number_passes_no_line_about_one_step(always, monkeypatch):
+    calls = iter(range(10**9))
+
+    def broken(x, *rest):
+        return x * np.nan if always or next(calls) % 3 == 2 else right(x, *rest)
+
+    right = ensemble.update_pairwise
+    monkeypatch.setattr(ensemble, "update_pairwise", broken)
+    monkeypatch.setattr(ensemble, "update_lowrank", lambda x, *rest: x * np.nan)
+    names = {"T4-T6", "T6a=T6b", "T10", "T11", "T12", "Prop.1", "T14", "T17b", "T17 limit", "T19", "T21", "T22", "I1",
+             "I2", "I5", "I6", "I8", "I9", "I10", "masked"}
+    records = measured("numpy", names)
+    assert {r.name for r in records} == names
+    assert [r.name for r in records if r.verdict != "fail"] == []
+
+
 @pytest.mark.parametrize("flaw", ["sign", "half", "divisor", "no anomaly"])
 def test_a_broken_update_fails_lines_and_the_exit_code_says_so(flaw, monkeypatch, capsys):
     def broken(x, z, k, w):
