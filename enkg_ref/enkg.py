@@ -370,7 +370,7 @@ def evaluate(forward, x0):
     substitute = x0[int(finite.argmax()), ...]
 
     def rows(x):  # the mask, broadcast over everything but the rows
-        return xp.reshape(like(finite, x) > 0.5, (J,) + (1,) * (x.ndim - 1))
+        return xp.reshape(xp.astype(like(finite, x), xp.bool), (J,) + (1,) * (x.ndim - 1))
 
     y_pred = forward(xp.where(rows(x0), x0, xp.zeros_like(x0) + substitute))
     return xp.where(rows(y_pred), y_pred, xp.full_like(y_pred, math.nan))

@@ -120,7 +120,7 @@ def correct(x, y_pred, residual, step_size, alive=None, failed="shift", guard=64
         R_mean = ensemble_mean(R, alive)
         PR = anomalies(R, alive)
         squares = xp.sum(xp.matmul(PR.T, PR) * xp.matmul(B.T, B)) / members + xp.sum(xp.matmul(B, R_mean.T) ** 2.0)
-        norm = xp.sqrt(xp.where(squares > 0.0, squares, xp.zeros_like(squares)) / members)
+        norm = xp.sqrt(xp.maximum(squares, xp.zeros_like(squares)) / members)  # rounding may leave -1e-30
     K_trace = xp.sum(R * B) / members
 
     live = norm > rounding_floor(R, G, members, guard)

@@ -136,7 +136,7 @@ class Closures(Gaussian):
 
     def _by_kind(self, for_angles, otherwise):
         xp = array_namespace(otherwise)
-        return xp.where(like(self._angular, otherwise) > 0.5, for_angles, otherwise)
+        return xp.where(xp.astype(like(self._angular, otherwise), xp.bool), for_angles, otherwise)
 
 
 def _wrap(d):
