@@ -176,6 +176,8 @@ def main():
         print("\n".join(f"{path} {label}" for path, label, *_ in chosen), f"\n{len(every)} in all")
         return
     before = {} if options.fresh else killed_before()
+    text = RESULT.read_text(encoding="utf-8") if RESULT.exists() else ""
+    chosen.sort(key=lambda m: f"survived  {digest(m[0], m[2])}" not in text)  # so that no survivor is left out
     started, lines, survivors = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -127,3 +127,10 @@ def test_two_steps_are_the_fewest_and_an_update_that_is_not_made_adds_no_budget(
     state = run.init(np.random.default_rng(0).standard_normal((4, 2)))
     state, info = run.tell(state, np.array([[1.0], [2.0], [4.0], [5.0]]))
     assert info.stopped and info.step == 0.0 and state.collapse_budget == 0.0
+
+
+@pytest.mark.parametrize("window", [(9, 9), (3, 9), (-1, 2)])
+def test_a_window_beyond_the_noise_levels_is_refused_and_an_empty_one_is_not(window):
+    with pytest.raises(ValueError, match=r"window: got levels .*expected levels within 0\.\.8"):
+        Config(steps=8, window=window)
+    assert not any(Config(steps=8, window=(9, 0)).is_guided(i) for i in range(9))
