@@ -81,11 +81,12 @@ def test_the_misfit_of_the_truth_is_chi_square_with_m_degrees_of_freedom():
 def test_angles_are_wrapped_and_turns_do_not_count(backend):
     dtype, tolerance = precision(backend)
     likelihood = Closures([3.0, 3.0], [1.0, 1.0], [True, False])
-    g = backend.array([[-3.0, -3.0], [3.0 + 2 * math.pi, 3.0 + 2 * math.pi]], dtype)
+    turn = 2 * math.pi
+    g = backend.array([[-3.0, -3.0], [3.0 + turn, 3.0 + turn], [3.1, 3.1], [3.0 - 2 * turn, 3.0]], dtype)
     difference = backend.numpy(likelihood.difference(g))
-    expected = [[2 * math.pi - 6.0, -6.0], [0.0, 2 * math.pi]]
+    expected = [[2 * math.pi - 6.0, -6.0], [0.0, 2 * math.pi], [0.1, 0.1], [0.0, 0.0]]
     np.testing.assert_allclose(difference, expected, atol=100 * tolerance)
-    np.testing.assert_allclose(backend.numpy(likelihood.residual(g))[:, 0], np.sin([2 * math.pi - 6.0, 0.0]),
+    np.testing.assert_allclose(backend.numpy(likelihood.residual(g))[:, 0], np.sin([2 * math.pi - 6.0, 0.0, 0.1, 0.0]),
                                atol=100 * tolerance)
 
 
