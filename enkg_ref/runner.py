@@ -56,7 +56,8 @@ def _run(build, options, k, saved, history, ledger, report):
         history.write_text("".join(line + "\n" for line in lines))
         updates = extra["updates"]
     else:
-        history.write_text("")
+        with ledger.clock("record"):
+            history.write_text("")
         with ledger.clock("update"):
             state = run.method.init(run.noise)
         updates = 0
