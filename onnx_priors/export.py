@@ -197,7 +197,7 @@ def _write_checked(module, example, outputs, path, event_shape, properties, refe
     names = ["x", "sigma", "v"][: len(example)]
     program = torch.onnx.export(module, tuple(example), dynamo=True, input_names=names, output_names=outputs,
                                 opset_version=OPSET, dynamic_shapes=tuple({0: batch} for _ in example), verbose=False)
-    model = program.model_proto
+    model = without_traces(program.model_proto)
     onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
 
@@ -219,6 +219,15 @@ def _write_checked(module, example, outputs, path, event_shape, properties, refe
         return worst
 
     return _replace_if(path, lambda temporary: onnx.save_model(model, temporary), check)
+
+
+def without_traces(model):
+    """The model without what the exporter notes at every node: stack traces, which name the files of its machine."""
+    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.graph.input,
+                 *model.graph.output, *model.functions, *(node for f in model.functions for node in f.node)):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return model
 
 
 def _open(path, vjp):

@@ -23,6 +23,7 @@ import onnx
 import torch
 from torch import nn
 
+from onnx_priors.export import without_traces
 from onnx_priors.session import OnnxDenoiser
 from onnx_priors.training import edm, navier_stokes
 from problems import navier_stokes as flow
@@ -112,7 +113,7 @@ def write(model, path, size, metadata):
     batch = torch.export.Dim("n", min=1, max=4096)
     program = torch.onnx.export(model, example(13, 0), dynamo=True, input_names=names, output_names=["correction"],
                                 opset_version=20, dynamic_shapes=tuple({0: batch} for _ in names), verbose=False)
-    proto = program.model_proto
+    proto = without_traces(program.model_proto)
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
     onnx.checker.check_model(proto)
     onnx.save_model(proto, path)
