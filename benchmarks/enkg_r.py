@@ -9,8 +9,8 @@
     python benchmarks/enkg_r.py trust                how the runs' own trust numbers rank their true errors
     python benchmarks/enkg_r.py paired | plots       beside the runs of benchmarks/navier_stokes.py, same fields
 
-Every run is kept in benchmarks/results/enkg_r_TABLE.json as soon as it ends; a repeated command adds the missing. CPU
-seconds are those of one thread.
+Every run is one line of benchmarks/results/enkg_r_TABLE.jsonl as soon as it ends; a repeated command adds the missing, and
+several commands may run at once. CPU seconds are those of one thread.
 """
 
 import argparse
@@ -326,8 +326,8 @@ def _by_method():
 
 
 def _kept(table):
-    path = RESULTS / f"enkg_r_{table}.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    path = RESULTS / f"enkg_r_{table}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main():
@@ -344,14 +344,13 @@ def main():
     if options.table in FROM_KEPT_RUNS:
         FROM_KEPT_RUNS[options.table]()
         return
-    path = RESULTS / f"enkg_r_{options.table}.json"
-    path.parent.mkdir(exist_ok=True)
-    rows = _kept(options.table)
+    RESULTS.mkdir(exist_ok=True)
     for key, work in TABLES[options.table](options):
-        if not any(all(row.get(name) == value for name, value in key.items()) for row in rows):
-            rows.append({**key, **work()})
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-    show(options.table, rows)
+        if not any(all(row.get(name) == value for name, value in key.items()) for row in _kept(options.table)):
+            row = {**key, **work()}
+            with (RESULTS / f"enkg_r_{options.table}.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    show(options.table, _kept(options.table))
 
 
 FROM_KEPT_RUNS = {"trust": trust, "paired": paired, "plots": plots}
