@@ -3,8 +3,9 @@
     python -m onnx_priors.training.deft --size 32 --work DIR --out DIR/navier-stokes-32-deft.onnx
 
 Pairs (x0, y = G(x0) + noise) of the prior's training fields, one forward call each: these are the offline forward
-calls of the method, and the metadata of the file say how many. The noise of y is drawn anew every time, its standard
-deviation uniform in [0, 1.2], and given to the network, so that one file serves all noise levels. The prior is frozen.
+calls of the method, and the metadata of the file say how many. Every time a pair is seen it is turned by a random
+symmetry of the flow, and the noise of y is drawn anew, its standard deviation uniform in [0, 1.2] and given to the
+network, so that one file serves all noise levels. The prior is frozen.
 
 File: x, denoised (J, 1, n, n), y (J, 1, n/2, n/2), noise (J,), sigma (J,) -> correction h (J, 1, n, n), float32;
 D - sigma h is the corrected denoiser. Needs the ``train`` extra.
@@ -66,7 +67,20 @@ def simulated(problem, fields, work):
     return np.load(path)
 
 
-def train(model, denoise, fields, y, images, seed, log_sigma=(-1.0, 1.4), rate=1.5e-3, batch=32):
+def turned(fields, y, rng):
+    """Fields (B, n, n) and their noise-free data (B, n/2, n/2), both under random symmetries of the flow, another one
+
+    for each eighth of the batch. Shifts by two points are shifts by one datum.
+    """
+    pairs = []
+    for x, data in zip(np.array_split(fields, 8), np.array_split(y, 8)):
+        k, shift = int(rng.integers(16)), int(rng.integers(y.shape[-1]))
+        pairs.append([navier_stokes.symmetry(torch.from_numpy(part), k, by).numpy()
+                      for part, by in ((x, 2 * shift), (data, shift))])
+    return tuple(np.concatenate(parts) for parts in zip(*pairs))
+
+
+def train(model, denoise, fields, y, images, seed, log_sigma=(0.0, 1.4), rate=1.5e-3, batch=32):
     """Minimise E |D - sigma h - x0|^2/c^2; Adam, linear warm-up and decay to 0. Returns (EMA model, CPU seconds)."""
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
@@ -77,10 +91,11 @@ def train(model, denoise, fields, y, images, seed, log_sigma=(-1.0, 1.4), rate=1
         rows = rng.integers(len(fields), size=batch)
         sigma = np.exp(log_sigma[0] + log_sigma[1] * rng.standard_normal(batch)).clip(0.01, 60).astype(np.float32)
         noise = rng.uniform(0, NOISE, batch).astype(np.float32)
-        x0 = fields[rows][:, None]
+        x0, data = turned(fields[rows], y[rows], rng)
+        x0 = x0[:, None]
         x = x0 + sigma[:, None, None, None] * rng.standard_normal(x0.shape, dtype=np.float32)
         (denoised,) = denoise.session.run(["denoised"], {"x": x, "sigma": sigma})
-        data = y[rows] + noise[:, None, None] * rng.standard_normal(y[rows].shape, dtype=np.float32)
+        data = data + noise[:, None, None] * rng.standard_normal(data.shape, dtype=np.float32)
         x0, x, denoised, data, noise, s = map(torch.from_numpy, (x0, x, denoised, data[:, None], noise, sigma))
         s4 = s.reshape(-1, 1, 1, 1)
         error = denoised - s4 * model(x, denoised, data, noise, s) - x0
