@@ -113,9 +113,10 @@ STEPS = (1000, 500, 250, 100, 50, 25, 10)  # of the diffusion, longest first
 
 
 def _steps(name, budget, cost, rows, settings, least=1, steps=STEPS):
-    """The largest N of ``steps`` for which ``budget`` pays ``rows`` rows of cost(N) each, else half or a quarter of the
+    """(N, number of rows) for a budget: the largest N of ``steps`` that pays ``rows`` rows of cost(N) each.
 
-    rows, else the smallest N that leaves ``least``; and the number of rows. Raises ValueError with the least budget.
+    Else for half or a quarter of the rows, else the smallest N that leaves ``least`` rows. Raises ValueError with the
+    least budget.
     """
     steps = (settings["steps"],) if "steps" in settings else tuple(steps)
     for wanted, ladder in ((rows, steps), (rows // 2, steps), (rows // 4, steps), (least, steps[::-1])):
@@ -671,9 +672,9 @@ LARGER_IS_BETTER = ("psnr_aligned",)
 
 
 def to_text(summary, columns=COLUMNS):
-    """The table for a terminal: mean and 95 % interval of the metric, its paired difference to the base method,
+    """The table for a terminal, best rows first.
 
-    means of the other scores, costs; best rows first.
+    Mean and 95 % interval of the metric, its paired difference to the base method, means of the other scores, costs.
     """
     found = set().union(*(row["mean"] for row in summary["table"]))
     columns, wide = [summary["metric"], *(name for name in columns if name in found)], 24

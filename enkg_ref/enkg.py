@@ -361,12 +361,18 @@ def solve(method, forward, noise):
 
 
 def evaluate(forward, x0):
-    """G(x0), where rows of x0 that are not finite are never sent: their result is NaN, a failed member."""
+    """G(x0), where rows of x0 that are not finite are never sent: their result is NaN, a failed member.
+
+    Raises FloatingPointError if no row is finite.
+    """
     xp = array_namespace(x0)
     J = x0.shape[0]
     finite = to_numpy(xp.all(xp.isfinite(xp.reshape(x0, (J, -1))), axis=1))
-    if finite.all() or not finite.any():
-        return forward(x0) if finite.any() else like([[math.nan]] * J, x0)
+    if not finite.any():
+        raise FloatingPointError(f"forward: all {J} evaluations failed, because none of the {J} denoised points is "
+                                 "finite, expected finite numbers")
+    if finite.all():
+        return forward(x0)
     substitute = x0[int(finite.argmax()), ...]
 
     def rows(x):  # the mask, broadcast over everything but the rows

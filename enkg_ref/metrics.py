@@ -100,9 +100,10 @@ def outlier_fraction(counts):
 
 
 def coverage(x, truth, level=0.9):
-    """(M8) Share of pixels in the central interval [x_(k), x_(J+1-k)], k = round((1 - level)/2 (J+1)), and the share
+    """(M8) Share of pixels in the central interval [x_(k), x_(J+1-k)], k = round((1 - level)/2 (J+1)).
 
-    that an exchangeable ensemble has exactly, (J + 1 - 2k)/(J + 1). Raises ValueError if J is too small for the level.
+    The second number is the share that an exchangeable ensemble has exactly, (J + 1 - 2k)/(J + 1). Raises ValueError
+    if J is too small for the level.
     """
     x, truth = _rows(x, truth)
     J = x.shape[0]

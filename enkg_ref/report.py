@@ -118,7 +118,8 @@ def text(summary):
              f"{summary['config'].get('particles', '?')} particles, prior {summary['prior']}, seed {summary['seed']}"]
     for name, value in summary["metrics"].items():
         each = [one[name] for one in summary["metrics_per_ensemble"] if one.get(name) is not None]
-        scatter = f"   ({min(each):.4g} .. {max(each):.4g} over the ensembles)" if len(each) > 1 else ""
+        ends = [f"{end(each):.4g}" for end in (min, max) if each]
+        scatter = f"   ({' .. '.join(ends)} over the ensembles)" if len(set(ends)) > 1 else ""
         shown = f"{value:10.4g}" if isinstance(value, (int, float)) else value
         lines.append(f"  {name:32s} {shown}{scatter}")
     for name, values in summary.get("trust", {}).items():

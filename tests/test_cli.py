@@ -116,6 +116,18 @@ def test_that_ensembles_are_pooled_by_how_well_they_fit():
     assert report.disagreement(ensemble, np.array([0, 0, 1, 1])) == pytest.approx(1.0)
 
 
+def test_that_a_summary_shows_the_range_over_the_ensembles_only_where_there_is_one():
+    from enkg_ref import report
+
+    ledger = {"wall": {"total": 1.0}, "fwd_total": 1, "fwd_seq": 1, "failed_fwd": 0, "den_total": 1, "den_seq": 1}
+    summary = {"problem": "p", "method": "enkg", "ensembles": 2, "config": {}, "prior": "g", "seed": 0, "seconds": 1.0,
+               "metrics": {"same": 1.0, "other": 2.0, "none": 3.0}, "ledger": ledger,
+               "metrics_per_ensemble": [{"same": 1.0, "other": 1.5}, {"same": 1.0 + 1e-9, "other": 2.5}]}
+    same, other, none = (line.split() for line in report.text(summary).splitlines()[1:4])
+    assert same == ["same", "1"] and none == ["none", "3"]
+    assert other == ["other", "2", "(1.5", "..", "2.5", "over", "the", "ensembles)"]
+
+
 def test_that_two_processes_give_the_ensembles_of_one(tmp_path):
     for workers in (1, 2):
         out = tmp_path / str(workers)

@@ -297,6 +297,16 @@ def test_a_denominator_of_zero_means_no_step_and_no_warning(rule):
     assert (float(done.norm) > 0.0) is (rule is trace)
 
 
-def test_when_no_row_is_finite_the_forward_model_is_not_asked_at_all():
-    y_pred = evaluate(lambda x: 1 / 0, np.full((3, 2), np.nan))
-    assert y_pred.shape[0] == 3 and np.all(np.isnan(y_pred))
+def test_when_no_row_is_finite_the_forward_model_is_not_asked_and_the_run_ends_in_one_sentence():
+    sentence = "forward: all 3 evaluations failed, because none of the 3 denoised points is finite"
+    with pytest.raises(FloatingPointError, match=sentence):
+        evaluate(lambda x: 1 / 0, np.full((3, 2), np.nan))
+    run = method(lambda x, sigma: np.full_like(x, np.nan), window=(0, 0))
+    with pytest.raises(FloatingPointError, match=f"forward: all {J} evaluations failed"):
+        solve(run, lambda x: 1 / 0, X)
+
+
+def test_a_forward_model_that_fails_for_every_member_is_reported_as_such_whatever_the_number_of_data():
+    run = method()
+    with pytest.raises(FloatingPointError, match=f"forward: 0 of {J} rows are finite at level 2"):
+        solve(run, lambda x: np.full((J, M), np.nan), X)

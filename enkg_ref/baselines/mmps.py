@@ -49,10 +49,12 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class State:
-    """x, denoised : (R, *event), the chains and D;  shift, direction : (R, *event), the solution of the linear system
+    """Chains, and the conjugate-gradient iteration they are in.
 
-    and its last search direction, both in the space of x;  base, rest, search : (R, m), G(D), the residual of the
-    system and the search direction;  wave : 0, G(D) is wanted; k, that of the k-th finite difference
+    x, denoised : (R, *event), the chains and D
+    shift, direction : (R, *event), solution of the linear system and last search direction, both in the space of x
+    base, rest, search : (R, m), G(D), the residual of the system and the search direction
+    wave : 0, G(D) is wanted; k, that of the k-th finite difference
     """
 
     x: Any

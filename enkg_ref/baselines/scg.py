@@ -43,9 +43,9 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class State:
-    """x, denoised : (R, *event), the chains and D there;  candidates, proposed : (R C, *event), the steps to choose
+    """x, denoised : (R, *event), the chains and D there
 
-    from and D there, chain by chain
+    candidates, proposed : (R C, *event), the steps to choose from and D there, chain by chain
     """
 
     x: Any

@@ -26,9 +26,10 @@ def expect(name, value, least=0, strict=False):
 
 @dataclass(frozen=True)
 class Info:
-    """One wave: level, sigma, ||gbar - y||_Gamma^2/m of the wave's mean prediction and its rows' average, and the
+    """Diagnostics of one wave. Plain Python numbers.
 
-    number of rows whose guidance was skipped (a denominator was zero or a value not finite). Plain Python numbers.
+    misfit, mean_misfit : ||g - y||_Gamma^2/m of the wave's mean prediction, and averaged over its rows
+    skipped : number of rows whose guidance was skipped (a denominator was zero or a value not finite)
     """
 
     level: int
