@@ -397,14 +397,25 @@ def test_without_onnxruntime_the_error_names_both_extras(files, monkeypatch):
     one_line(error, "extra cpu", "extra gpu")
 
 
-def test_threads_reach_the_session_and_do_not_change_the_result(files, denoise):
+def test_threads_share_the_chunks_and_do_not_change_a_bit_of_the_result(files):
     x = ensemble(5)
-    for threads in (1, 2):
-        other = OnnxDenoiser(files / "mixture.onnx", threads=threads)
-        options = other.session.get_session_options()
-        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-        np.testing.assert_allclose(other(x, 1.0), denoise(x, 1.0), rtol=0, atol=1e-6)
+    one, three = (OnnxDenoiser(files / "mixture.onnx", chunk=2, threads=threads) for threads in (1, 3))
+    options = three.session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    np.testing.assert_array_equal(three(x, 1.0), one(x, 1.0))
+    assert three.phys_net == 5
+
+
+def test_a_failing_chunk_fails_the_call_whatever_the_threads(files, monkeypatch):
+    denoise = OnnxDenoiser(files / "mixture.onnx", chunk=2, threads=3)
+
+    def broken(io):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(denoise, "session", SimpleNamespace(io_binding=denoise.session.io_binding,
+                                                            run_with_iobinding=broken))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        denoise(ensemble(5), 1.0)
 
 
 def test_importing_the_session_loads_no_array_framework_and_no_runtime():
