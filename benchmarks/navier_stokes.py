@@ -241,14 +241,14 @@ def save(sheet, name):
 
 NOISES = (0.0, 0.55, 1.1)
 ROWS = (  # the order in which they are made: an interruption leaves the first
-    (0.0, "eki", GAUSSIAN), (0.0, "enkg", NETWORK), (0.0, "eki", NETWORK), (0.0, "enkg", GAUSSIAN),
+    (0.0, "eki", GAUSSIAN), (0.0, "enkg", NETWORK), (0.0, "enkg", GAUSSIAN),
     (0.55, "eki", GAUSSIAN), (0.55, "tempered", NETWORK), (0.55, "enkg", NETWORK), (0.55, "particle-stop", NETWORK),
-    (1.1, "eki", GAUSSIAN), (1.1, "enkg", NETWORK),
+    (1.1, "eki", GAUSSIAN), (1.1, "enkg", NETWORK), (1.1, "particle-stop", NETWORK),
 )
 
 
 def table_runs(options):
-    fields = range(options.fields or 5)
+    fields = range(options.fields)
     return [Run(noise=noise, field=field, method=method, prior=prior)
             for noise, method, prior in ROWS for field in fields]
 
@@ -309,75 +309,70 @@ def paired(rows):
 
 # ----------------------------------------------------------------------------------------------------------- ablation
 
-GRID = ((NETWORK, ("particles", (64, 128, 256, 512))), (NETWORK, ("steps", (20, 40, 80))),
-        (NETWORK, ("guidance", (1.0, 2.0, 3.0))),
-        (GAUSSIAN, ("particles", (64, 128, 256, 512, 1024))), (GAUSSIAN, ("steps", (20, 40, 80))),
-        (GAUSSIAN, ("guidance", (1.0, 2.0, 3.0))))
-PARTICLES = {NETWORK: 64, GAUSSIAN: 128}  # where J is not varied
+GRID = (  # what is varied, its values, and the rest
+    ("particles", (64, 128, 256, 512, 1024), {"steps": 20}),
+    ("steps", (10, 20, 40, 80), {"particles": 64}),
+    ("guidance", (0.5, 1.0, 2.0, 3.0), {"particles": 64, "steps": 20}),
+)
+
+
+def repeated(options, **settings):
+    """The same run on as many held-out fields, each with its own observation noise and particle seed."""
+    return [Run(field=k, seed=k, **settings) for k in range(options.repeats)]
 
 
 def ablation_runs(options):
     """Cheap ones first."""
-    seeds, fields = range(options.seeds or 3), range(options.fields or 1)
-    runs = [dataclasses.replace(Run(prior=prior, particles=PARTICLES[prior], field=field, seed=seed), **{name: value})
-            for prior, (name, values) in GRID for value in values for field in fields for seed in seeds]
-    return sorted(runs, key=lambda run: (run.prior == NETWORK, run.particles * run.steps**2 > 128 * 40**2,
-                                         run.seed, run.particles * run.steps**2))
+    runs = [run for name, values, rest in GRID for value in values
+            for run in repeated(options, **{**rest, name: value})]
+    return sorted(runs, key=lambda run: (run.particles * run.steps**2, run.seed))
 
 
 def show_ablation(options):
-    lines = ["Size 32, Re 50, noise 0, U = 2, frobenius; held-out fields "
-             f"0..{(options.fields or 1) - 1}. M2 (relative L2 of the ensemble mean): mean (min .. max) over fields "
-             "and particle seeds.", "",
-             "| prior | varied | value | J | N | gamma | runs | M2 | SSR | forward calls | CPU s |", "|---" * 11 + "|"]
+    lines = [f"Size 32, Re 50, noise 0, U = 2, frobenius, gamma 2 unless varied, prior {NETWORK}; held-out fields "
+             f"0..{options.repeats - 1}, field k with particle seed k. M2 (relative L2 of the ensemble mean): mean "
+             "[95 % Student interval] (min .. max).", "",
+             "| varied | J | N | gamma | runs | M2 | SSR | forward calls | network calls | CPU s |", "|---" * 10 + "|"]
     sheet, axes = figure(1, 3)
     label = {"particles": "J", "steps": "N", "guidance": "gamma"}
-    for prior, (name, values) in GRID:
+    for axis, (name, values, rest) in zip(axes, GRID):
         curve = []
         for value in values:
-            base = dataclasses.replace(Run(prior=prior, particles=PARTICLES[prior]), **{name: value})
-            rows = found([dataclasses.replace(base, field=field, seed=seed)
-                          for field in range(options.fields or 1) for seed in range(options.seeds or 3)])
+            runs = repeated(options, **{**rest, name: value})
+            rows = found(runs)
             if rows:
                 m2 = [r["relative_l2_mean"] for r in rows]
                 curve.append((value, np.mean(m2), min(m2), max(m2)))
-                lines.append(f"| {prior} | {label[name]} | {value:g} | {base.particles} | {base.steps} "
-                             f"| {base.guidance:g} | {len(rows)} | {np.mean(m2):.3f} ({min(m2):.3f} .. {max(m2):.3f}) "
-                             f"| {np.mean([r['ssr'] for r in rows]):.2f} | {rows[0]['fwd_total']} "
+                lines.append(f"| {label[name]} | {runs[0].particles} | {runs[0].steps} | {runs[0].guidance:g} "
+                             f"| {len(rows)} | {summary(m2)} | {np.mean([r['ssr'] for r in rows]):.2f} "
+                             f"| {rows[0]['fwd_total']} | {rows[0]['den_total']} "
                              f"| {np.mean([r['cpu_seconds'] for r in rows]):.0f} |")
         if curve:
-            axis = axes[list(label).index(name)]
             value, mean, low, high = np.array(curve).T
-            axis.errorbar(value, mean, (mean - low, high - mean), marker="o", capsize=3,
-                          label=f"{'network' if prior == NETWORK else 'Gaussian'} prior"
-                                + ("" if name == "particles" else f", J = {PARTICLES[prior]}"))
-            axis.set(xlabel=label[name], ylabel="relative L2 of the mean", ylim=(0, 1.2))
+            axis.errorbar(value, mean, (mean - low, high - mean), marker="o", capsize=3)
+            axis.set(xlabel=label[name], ylabel="relative L2 of the mean", ylim=(0, 1.2),
+                     title=", ".join(f"{label[key]} = {own}" for key, own in rest.items()))
             axis.set_xscale("linear" if name == "guidance" else "log", **({} if name == "guidance" else {"base": 2}))
-    for axis in axes:
-        if axis.containers:
-            axis.legend(fontsize=7)
     save(sheet, "ablation")
     write("ablation", lines)
 
 
 # ----------------------------------------------------------------------------------------------------------- distance
 
-RULES = (("frobenius", 2.0), ("frobenius", 1.0), ("trace", 1.0))
+RULES = (("frobenius", 2.0), ("trace", 1.0))
 
 
 def distance_runs(options):
-    for prior in (GAUSSIAN, NETWORK):
-        for seed in range(options.seeds or 3):
-            yield from (Run(prior=prior, particles=64, seed=seed, step_rule=rule, guidance=gamma)
-                        for rule, gamma in RULES)
+    return [run for prior in (GAUSSIAN, NETWORK) for rule, gamma in RULES
+            for run in repeated(options, prior=prior, particles=64, step_rule=rule, guidance=gamma)]
 
 
 def show_distance(options):
-    lines = ["Size 32, Re 50, field 0, noise 0, J = 64, N = 40, U = 2. Root mean square distance between the clean "
-             "particles phi(x), in units of ||truth||, before the first, the 36th and the last of 70 updates; mean "
-             "(min .. max) over seeds. The last column is the number of updates after which it grew, summed over "
-             "seeds.", "",
-             "| prior | step rule | gamma | seeds | first | 36th | last | M2 | grew |", "|---" * 9 + "|"]
+    lines = ["Size 32, Re 50, noise 0, J = 64, N = 40, U = 2; field k with particle seed k. Root mean square distance "
+             "between the clean particles phi(x), in units of ||truth||, before the first, the 36th and the last of 70 "
+             "updates; mean (min .. max) over runs. The last column is the number of updates after which it grew, "
+             "summed over runs.", "",
+             "| prior | step rule | gamma | runs | first | 36th | last | M2 | grew |", "|---" * 9 + "|"]
     sheet, axes = figure(1, 2)
     for axis, prior in zip(axes, (GAUSSIAN, NETWORK)):
         for k, (rule, gamma) in enumerate(RULES):
@@ -428,8 +423,7 @@ def train_levels():
 def prior_runs(options):
     if not options.show:
         train_levels()
-    return [Run(prior=prior, particles=64, field=field, seed=seed) for prior in levels()
-            for field in range(options.fields or 1) for seed in range(options.seeds or 3)]
+    return [run for prior in levels() for run in repeated(options, prior=prior, particles=64)]
 
 
 def denoising_ratio(prior, relative=(0.2, 0.3, 0.5, 0.7), count=256):
@@ -449,22 +443,20 @@ def denoising_ratio(prior, relative=(0.2, 0.3, 0.5, 0.7), count=256):
 
 def show_prior(options):
     lines = ["Size 32, Re 50, noise 0, J = 64, N = 40, U = 2, gamma 2, frobenius; held-out fields "
-             f"0..{(options.fields or 1) - 1}, mean (min .. max) over fields and particle seeds. Ratio: denoising "
-             "error over that of the Wiener denoiser on 256 held-out fields, mean of sigma = .2, .3, .5, .7 standard "
+             f"0..{options.repeats - 1}, field k with particle seed k: mean [95 % Student interval] (min .. max). "
+             "Ratio: denoising error over that of the Wiener denoiser on 256 held-out fields, mean of sigma = .2, .3, .5, .7 standard "
              "deviations.", "",
              "| prior | fields seen in training | denoising ratio | runs | M2 | M1 | SSR |", "|---" * 7 + "|"]
     curve = []
     for prior in levels():
         if not prior_file(prior).exists():
             continue
-        rows = found([Run(prior=prior, particles=64, field=field, seed=seed)
-                      for field in range(options.fields or 1) for seed in range(options.seeds or 3)])
+        rows = found(repeated(options, prior=prior, particles=64))
         if rows:
             m2 = [r["relative_l2_mean"] for r in rows]
             curve.append((denoising_ratio(prior), np.mean(m2), min(m2), max(m2)))
             lines.append(f"| {prior} | {images_seen(prior)} | {curve[-1][0]:.3f} | {len(rows)} "
-                         f"| {np.mean(m2):.3f} ({min(m2):.3f} .. {max(m2):.3f}) "
-                         f"| {np.mean([r['relative_l2_particles'] for r in rows]):.3f} "
+                         f"| {summary(m2)} | {np.mean([r['relative_l2_particles'] for r in rows]):.3f} "
                          f"| {np.mean([r['ssr'] for r in rows]):.2f} |")
     sheet, (axis,) = figure(1, 1)
     if curve:
@@ -569,16 +561,14 @@ def cost(options):
 
 # ------------------------------------------------------------------------------------------------------------ size 64
 
-SIZE64 = ((64, 20), (128, 20), (128, 40), (256, 40), (512, 40))  # (J, N)
+SIZE64 = ((64, 20), (128, 20), (256, 20), (512, 20), (1024, 20), (256, 40))  # (J, N)
 
 
 def size64_runs(options):
-    """One field; the Gaussian beside the network at the same J."""
+    """One field; EKI at the same number of forward calls beside it."""
     for particles, steps in SIZE64:
-        for prior in ("navier-stokes-64-gaussian", "navier-stokes-64"):
-            yield Run(size=64, prior=prior, particles=particles, steps=steps)
-    yield from (Run(size=64, prior="navier-stokes-64-gaussian", method="eki", particles=particles, steps=steps)
-                for particles, steps in SIZE64)
+        yield Run(size=64, prior="navier-stokes-64", particles=particles, steps=steps)
+        yield Run(size=64, prior="navier-stokes-64-gaussian", method="eki", particles=particles, steps=steps)
 
 
 def show_size64(options):
@@ -588,13 +578,13 @@ def show_size64(options):
     sheet, (axis,) = figure(1, 1)
     curves = {}
     for row in found(list(size64_runs(options))):
-        curves.setdefault((row["method"], row["prior"]), []).append((row["particles"], row["relative_l2_mean"]))
+        curves.setdefault((row["method"], row["steps"]), []).append((row["particles"], row["relative_l2_mean"]))
         lines.append(f"| {row['method']} | {row['prior']} | {row['particles']} | {row['steps']} "
                      f"| {row['relative_l2_mean']:.3f} | {row['relative_l2_particles']:.3f} "
                      f"| {row['relative_l2_prior_mean']:.3f} | {row['misfit']:.3f} | {row['fwd_total']} "
                      f"| {row['den_total']} | {row['cpu_seconds']:.0f} | {row['wall_seconds']:.0f} |")
-    for (method, prior), points in curves.items():
-        axis.semilogx(*zip(*points), "o-", base=2, label=f"{method}, {prior}")
+    for (method, steps), points in curves.items():
+        axis.semilogx(*zip(*points), "o-", base=2, label=f"{method}, N = {steps}")
     axis.set(xlabel="J", ylabel="relative L2 of the mean")
     axis.legend(fontsize=7)
     save(sheet, "size64")
@@ -627,8 +617,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=(*EXPERIMENTS, "cost", "wall"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--fields", type=int, help="held-out fields; default 5 (table) or 1")
-    parser.add_argument("--seeds", type=int, help="particle seeds of ablation, distance and prior; default 3")
+    parser.add_argument("--fields", type=int, default=5, help="held-out fields of the table")
+    parser.add_argument("--repeats", type=int, default=3, help="field and particle seed 0, 1, ... of the other experiments")
     parser.add_argument("--only", help="only runs with this prior")
     parser.add_argument("--show", action="store_true", help="run nothing; tables and figures of what is stored")
     options = parser.parse_args()
