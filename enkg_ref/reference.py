@@ -61,6 +61,29 @@ class Reference:
         variances, modes = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
         return cls(mean, modes[:, ::-1], np.maximum(variances[::-1], 0.0))
 
+    @classmethod
+    def stationary(cls, mean, spectrum, modes=1024):
+        """The reference of a stationary Gaussian on a periodic grid: its leading Fourier modes, r = 1.
+
+        mean : (n, n), n even;  spectrum : (n, n//2 + 1), eigenvalues of the covariance by the wave numbers of ``rfft2``
+        modes : how many to keep, at most n^2 (then it is exact); the variance of the others is spread evenly
+        """
+        mean, spectrum = np.asarray(mean, dtype=np.float64), np.asarray(spectrum, dtype=np.float64)
+        n = mean.shape[0]
+        k1, k2 = np.meshgrid(np.arange(n), np.arange(n // 2 + 1), indexing="ij")
+        own = (k1 % (n // 2) == 0) & (k2 % (n // 2) == 0)  # (-1)^x or the constant: a cosine only
+        twice = (k2 % (n // 2) == 0) & (k1 > n // 2)  # the conjugate of n - k1 in the same column
+        waves = [(k1[use], k2[use], phase, spectrum[use]) for use, phase in ((~twice, 0), (~twice & ~own, 1))]
+        a, b, sine, variances = (np.concatenate([np.broadcast_to(w[i], w[3].shape) for w in waves]) for i in range(4))
+        order = np.argsort(-variances, kind="stable")[:modes]
+        x = np.arange(n)
+        turn = (a[order, None, None] * x[:, None] + b[order, None, None] * x) % n  # exact multiples of 2 pi/n
+        table = np.stack([np.cos(2 * np.pi * x / n), np.sin(2 * np.pi * x / n)])
+        columns = table[sine[order, None, None], turn].reshape(len(order), -1).T
+        columns = columns / np.sqrt(np.sum(columns**2, axis=0))
+        left, outside = float(variances.sum() - variances[order].sum()), n * n - len(order)
+        return cls(mean, columns, variances[order], max(left, 0.0) / outside if outside else 0.0)
+
     @property
     def event_shape(self):
         return self.mean.shape

@@ -60,6 +60,23 @@ def test_the_start_has_the_moments_of_the_reference_rest_included():
     assert np.all(np.abs(np.cov(x.T) - expected) < 4.5 * sd)
 
 
+def test_the_fourier_modes_of_a_stationary_gaussian_give_the_derivative_of_its_exact_denoiser():
+    """Cov[x0 | x] = s^2 dD/dx, for any prior; here by differences of the denoiser, which is affine."""
+    from onnx_priors.analytic import StationaryGaussianPrior
+
+    n, rng = 8, np.random.default_rng(4)
+    mean = rng.standard_normal((n, n))
+    spectrum = np.mean(np.abs(np.fft.rfft2(rng.standard_normal((50, n, n)))) ** 2, axis=0)
+    prior, whole = StationaryGaussianPrior(mean, spectrum), Reference.stationary(mean, spectrum)
+    for s in (0.3, 2.0, 20.0):
+        slopes = (prior.denoise(mean + np.eye(n * n).reshape(-1, n, n), s) - mean).reshape(n * n, n * n)
+        C = (whole.modes * whole.conditional(s)[0]) @ whole.modes.T
+        np.testing.assert_allclose(C, s * s * slopes, rtol=0, atol=1e-11)
+    part = Reference.stationary(mean, spectrum, modes=20)
+    assert part.variances.size == 20 and np.isclose(part.std, whole.std, rtol=1e-12)
+    np.testing.assert_allclose(part.variances, np.sort(whole.variances)[::-1][:20])
+
+
 def test_a_saved_reference_comes_back_with_orthonormal_modes_to_half_precision(tmp_path):
     reference = _gaussian(64)
     reference.save(tmp_path / "a.npz")
