@@ -21,7 +21,7 @@ from .baselines.deft import OnnxCorrection
 from .enkg import PRESETS, Config, EnKG, guided_window
 from .ensemble import constant, frobenius, trace
 from .likelihood import Closures, Gaussian
-from .reference import Reference, file_sha256
+from .reference import Reference, file_sha256, from_images
 
 STEP_RULES = {"frobenius": frobenius, "trace": trace, "constant": constant, "tempered": frobenius}
 STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
@@ -336,8 +336,18 @@ def build_method(options, problem, denoise, seed, account=None):
     return arena.METHODS[options.method].plan(item, options.budget, VJP_COST, seed, {})
 
 
+REFERENCE_IMAGES, REFERENCE_MODES = 32, 512  # fewest images, most modes of a reference from images
+
+
 def build_reference(options, problem):
-    """Gaussian reference of the prior, which enkg-r needs: --reference FILE, or the one shipped with the prior."""
+    """Gaussian reference of the prior, which enkg-r needs.
+
+    --reference FILE.npz or images FILE.npy, the exact one of a Gaussian prior, or the one beside the prior's file.
+    """
+    if options.reference is not None and options.reference.endswith(".npy"):
+        if getattr(options, "reference_of_images", None) is None:  # once for all ensembles: it costs denoiser calls
+            options.reference_of_images = _reference_of_images(options, problem)
+        return options.reference_of_images
     if options.reference is not None:
         reference = Reference.load(options.reference, _prior_sha256(options, problem))
         if tuple(reference.mean.shape) != tuple(problem.event_shape):
@@ -347,15 +357,30 @@ def build_reference(options, problem):
     name = options.prior or problem.prior
     if name is None:
         return Reference.gaussian(problem.mu, problem.Sigma)
-    from onnx_priors.manifest import WEIGHTS, read_manifest, resolve
-
     if name == "gaussian":
-        raise UsageError("reference: got prior gaussian, which has none, expected another prior or --reference "
-                         "FILE.npz")
-    if name not in read_manifest():
-        raise UsageError(f"reference: got nothing for prior {name}, expected --reference FILE.npz, made by "
-                         "enkg_ref.reference.from_images or from_prior")
-    return Reference.load(WEIGHTS / f"{name}.reference.npz", file_sha256(resolve(name)))
+        return Reference.stationary(*problem.moments())
+    from onnx_priors.manifest import resolve
+
+    path = resolve(name)
+    beside = path.with_name(f"{path.stem}.reference.npz")
+    if not beside.exists():
+        raise UsageError(f"reference: got nothing for prior {name}, expected --reference images.npy (images like those "
+                         f"it was trained on), or {beside.name} beside it, made from its own samples by "
+                         f"python benchmarks/make_reference.py {name} --samples 2048")
+    return Reference.load(beside, file_sha256(path))
+
+
+def _reference_of_images(options, problem):
+    """The reference and error table of the prior from the user's images, (N, *event) in physical units."""
+    images, shape = _array(options.reference, "reference"), tuple(problem.event_shape)
+    if images.shape[1:] != shape or len(images) < REFERENCE_IMAGES:
+        raise UsageError(f"reference: got {options.reference} with an array of shape {images.shape}, expected at least "
+                         f"{REFERENCE_IMAGES} images of shape {shape} in physical units")
+    name, denoise = build_prior(options, problem)
+    exact = name in ("exact", "gaussian")
+    return from_images(((images - problem.shift) / problem.scale).astype(np.float32), None if exact else denoise,
+                       held_out=min(256, len(images) // 4), modes=REFERENCE_MODES,
+                       prior_sha256=_prior_sha256(options, problem) or "")
 
 
 def build_run(options, k, account):
@@ -470,7 +495,7 @@ def solve(options):
         "collapsed_updates": sum(line.get("collapsed", False) for line in history),
         "stop_reason": "all levels done" + (f"; {stopped} updates ended by {options.stop}" if stopped else ""),
         "ledger": counts, "seconds": time.perf_counter() - started, "notes": problem.notes,
-        "spread": report.SPREAD.get(options.method, report.NOT_A_POSTERIOR), "versions": _versions(),
+        "spread": report.SPREAD[options.method], "versions": _versions(),
         "command": " ".join(["enkg", *options.argv]),
     }
     result = {"mean": pooled.mean(axis=0), "std": pooled.std(axis=0), "ensemble": ensemble,
@@ -751,7 +776,8 @@ def _parser():
     add("--budget", type=_number(int), metavar="CALLS", help="forward calls of one ensemble, from which all "
         f"settings follow; every method but enkg and enkg-r (1504; black holes 3840) needs it. A gradient costs "
         f"{VJP_COST:g} calls beside its value")
-    add("--reference", metavar="FILE.npz", help="enkg-r: Gaussian reference of a prior of your own")
+    add("--reference", metavar="FILE", help="enkg-r with a prior of your own: images like those it was trained on, "
+        ".npy, (N, *event) in physical units, N >= 32; or a reference .npz made by benchmarks/make_reference.py")
     add("--seed", type=_number(int), default=0, help="of the initial noise; ensemble k uses seed + k; default 0")
     add("--ensembles", type=_number(int), help="independent ensembles; default 3 for m87, else 1")
     add("--workers", type=_number(int), help="processes; default: one per ensemble, at most one per core")

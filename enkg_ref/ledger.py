@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from ._xp import array_namespace, to_numpy
 
 FIELDS = ("fwd_total", "fwd_seq", "den_total", "den_seq", "den_vjp_total", "den_vjp_seq", "fwd_vjp_total",
-          "fwd_vjp_seq", "offline_fwd", "diag_fwd", "diag_den", "failed_fwd", "phys_net")
+          "fwd_vjp_seq", "net_total", "net_seq", "offline_fwd", "diag_fwd", "diag_den", "failed_fwd", "phys_net")
 PARTS = ("setup", "forward", "denoiser", "update", "record")
 
 
 class Ledger:
     """Counts (``counts``) and exclusive wall seconds (``wall``) of one run.
 
-    wall: setup (problem, prior, noise), forward, denoiser (their VJPs included), update (the method's own arithmetic),
+    wall: setup (problem, prior, noise), forward, denoiser (their VJPs and corrections included), update (the method's own arithmetic),
     record (history, checkpoint). In ``as_dict()`` total is the time since the ledger was made, by a clock of its own,
     and other = total - the sum of the parts. On an asynchronous device the split follows the host's clock.
     diag_fwd: simulator calls made for the result's own sake after the run, the predictions of the last ensemble.
@@ -59,6 +59,10 @@ class Ledger:
     def denoiser_vjp(self, call):
         """Wrap (x, sigma, v) -> (D, J_D^T v): one VJP per row, which runs the network once more (rule 4)."""
         return self._wave(call, "den_vjp", "denoiser", network=True)
+
+    def network(self, call):
+        """Wrap a correction network (x, D, sigma) -> h: net_total, net_seq, and one physical execution per row."""
+        return self._wave(call, "net", "denoiser", network=True)
 
     def _wave(self, call, name, part, network=False):
         def wrapped(x, *args):
@@ -103,7 +107,7 @@ class Ledger:
 
     def restore(self, saved):
         """Continue the counts of ``as_dict()`` of an earlier session of the same run."""
-        self.counts.update({name: saved[name] for name in FIELDS})
+        self.counts.update({name: saved.get(name, 0) for name in FIELDS})
         self.wall.update({part: saved["wall"][part] for part in PARTS})
         self._earlier += saved["wall"]["total"]
 
@@ -111,6 +115,6 @@ class Ledger:
 def add(ledgers):
     """Sum of several ``as_dict()``: independent runs, one after the other or side by side."""
     ledgers = list(ledgers)
-    out = {name: sum(one[name] for one in ledgers) for name in FIELDS}
+    out = {name: sum(one.get(name, 0) for one in ledgers) for name in FIELDS}
     out["wall"] = {part: sum(one["wall"][part] for one in ledgers) for part in ledgers[0]["wall"]}
     return out

@@ -12,8 +12,19 @@ from . import metrics
 
 NOT_A_POSTERIOR = ("The spread of the ensemble is not a posterior standard deviation, and more particles do not make "
                    "it one; the scatter between independent ensembles is the honest error bar.")
+ONE_CHAIN = "One chain per run has no spread; the scatter between independent runs (--ensembles) is all there is."
+BIASED = ("The spread is that of independent chains of a biased method, not a posterior standard deviation, even for a "
+          "perfect prior.")
 
 SPREAD = {  # what the spread of a method means, in words for the reader of a result
+    **dict.fromkeys(("enkg", "eki"), NOT_A_POSTERIOR),
+    **dict.fromkeys(("scg", "dpg", "forward-gsg", "central-gsg"), ONE_CHAIN),
+    **dict.fromkeys(("dps", "diffpir"), BIASED),
+    "mmps": "The chains are meant as draws of the posterior: exact for a linear forward model, an exact prior and many "
+            "steps, else as good as the moments they match.",
+    **dict.fromkeys(("pnpdm", "blade"), "The draws are meant as draws of the posterior for the noise of the data plus "
+                    "the last coupling; a short run has not reached it."),
+    "deft": "The chains are meant as draws of the posterior, as far as the correction network has learned it.",
     "enkg-r": "The spread is meant as a posterior standard deviation. Where it was measured it came out near that, "
               "rather too small (enkg_ref/REGRESSED.md); kappa above 3 says not to believe it.",
 }
@@ -138,6 +149,12 @@ def text(summary):
     lines.append(f"  {'forward calls':32s} {ledger['fwd_total']} ({ledger['fwd_seq']} sequential), "
                  f"{ledger['failed_fwd']} failed")
     lines.append(f"  {'denoiser calls':32s} {ledger['den_total']} ({ledger['den_seq']} sequential)")
+    for name, words in (("fwd_vjp", "forward gradients"), ("den_vjp", "denoiser gradients"),
+                        ("net", "correction network calls")):
+        if ledger.get(f"{name}_total"):
+            lines.append(f"  {words:32s} {ledger[f'{name}_total']} ({ledger[f'{name}_seq']} sequential)")
+    if ledger.get("offline_fwd"):
+        lines.append(f"  {'offline forward calls':32s} {ledger['offline_fwd']}, spent in training")
     lines.append(f"  {'seconds':32s} {summary['seconds']:.1f} elapsed; busy {wall['total']:.1f} = {parts}")
     return "\n".join(lines)
 

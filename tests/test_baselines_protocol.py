@@ -99,14 +99,14 @@ class Wrapped(World):
 
     def __init__(self, wrap, **kwargs):
         super().__init__(**kwargs)
-        for name in ("denoise", "denoise_vjp", "forward", "forward_vjp"):
+        for name in ("denoise", "denoise_vjp", "forward", "forward_vjp", "correction"):
             setattr(self, name, wrap(name, getattr(World, name).__get__(self)))
 
 
 def counted():
     ledger = Ledger()
     wrappers = {"denoise": ledger.denoiser, "denoise_vjp": ledger.denoiser_vjp, "forward": ledger.forward,
-                "forward_vjp": ledger.forward_vjp}
+                "forward_vjp": ledger.forward_vjp, "correction": ledger.network}
     return Wrapped(lambda name, call: wrappers[name](call)), ledger
 
 
@@ -120,7 +120,7 @@ def edm(n, high, low):
 
 PNP = reverse_steps([(edm(8, 100, 0.01), max(0.3, 0.93**k)) for k in range(4)])
 BLADE = [reverse_steps([(edm(8, 10, 0.001), rho)]) for rho in (1.0, 0.505, 0.01)]
-# total fwd, seq fwd, total denoiser, seq denoiser, denoiser VJP total, forward VJP total
+# total fwd, seq fwd, total denoiser, seq denoiser, denoiser VJP total, forward VJP total; network runs: deft's only
 CLOSED_FORMS = {
     "eki": (7 * R, 7, 0, 0, 0, 0), "eki-kalman": (3 * R, 3, 0, 0, 0, 0),
     "scg": (8 * 3 * R, 8, (12 + 8 * 2) * R, 12, 0, 0),  # N = 12, i0 = 3, guided N - 1 - i0 = 8
@@ -147,7 +147,8 @@ def test_the_ledger_equals_the_closed_form(name):
     solve(method, world.forward, NOISE)
     counts = ledger.as_dict()
     assert tuple(counts[column] for column in COLUMNS) == CLOSED_FORMS[name]
-    assert counts["phys_net"] == counts["den_total"] + counts["den_vjp_total"]
+    assert (counts["net_total"], counts["net_seq"]) == ((9 * R, 9) if name == "deft" else (0, 0))
+    assert counts["phys_net"] == counts["den_total"] + counts["den_vjp_total"] + counts["net_total"]
     assert {key: counts[key] for key in method.counts(R)} == method.counts(R)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enkg_ref import arena, cli
+from enkg_ref import arena, cli, ledger, report
 
 FAST = ["enkg", "enkg-r", "eki", "scg", "dpg", "forward-gsg", "central-gsg", "dps", "diffpir", "mmps", "pnpdm", "blade"]
 
@@ -141,3 +141,24 @@ def test_solve_refuses_what_a_method_cannot_use(argv, sentence, here, capsys):
     assert cli.main(["solve", "linear-gaussian", *argv, "--out", "out"]) == 2
     err = capsys.readouterr().err
     assert sentence in err and err.count("\n") == 1 and not Path("out").exists()
+
+
+def test_the_text_of_a_run_shows_every_kind_of_call_that_was_made():
+    book = ledger.Ledger()
+    summary = {"problem": "p", "method": "deft", "ensembles": 1, "config": {}, "prior": "g", "seed": 0, "seconds": 1.0,
+               "metrics": {}, "metrics_per_ensemble": [{}], "ledger": book.as_dict()}
+    none = report.text(summary)
+    assert not any(word in none for word in ("gradient", "network", "offline"))
+    book.counts.update({"fwd_vjp_total": 6, "fwd_vjp_seq": 3, "den_vjp_total": 10, "den_vjp_seq": 5, "net_total": 14,
+                        "net_seq": 7, "offline_fwd": 20_000})
+    lines = report.text({**summary, "ledger": book.as_dict()})
+    for line in ("forward gradients                6 (3 sequential)", "denoiser gradients               10 (5 sequential)",
+                 "correction network calls         14 (7 sequential)", "offline forward calls            20000, spent"):
+        assert line in lines
+
+
+def test_every_method_says_what_its_spread_means_and_only_ensembles_speak_of_particles():
+    assert set(report.SPREAD) == set(arena.METHODS)
+    assert [name for name, words in report.SPREAD.items() if "more particles" in words] == ["enkg", "eki"]
+    one_row = {"scg", "dpg", "forward-gsg", "central-gsg"}
+    assert {name for name, words in report.SPREAD.items() if "One chain" in words} == one_row

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._xp import like, to_numpy
 from ..diffusion import edm_sigmas, euler_step, initial_ensemble
+from ..reference import file_sha256
 from .wave import Settings, expect, require_finite
 
 
@@ -40,7 +41,7 @@ class DEFT:
     """eps = (x~ - D)/sigma + h,   D_c = D - sigma h(x~, D, sigma),   x~ <- x~ + (sigma' - sigma)(x~ - D_c)/sigma
 
     No forward call at run time: ``init`` is the whole run and ``done`` is true at once. The calls are in the training
-    (``offline_fwd`` of the ledger). Optimal is h = -K_sigma (y - H D)/sigma with the gain
+    (``offline_fwd`` of the ledger); the network's runs are ``net_total``. Optimal is h = -K_sigma (y - H D)/sigma with the gain
     K_sigma = Sigma_sigma H'(H Sigma_sigma H' + Gamma)^-1 (linear-Gaussian), which gives the posterior; h = 0 the prior.
 
     correction : (x~, D, sigma) -> h, with the measurement inside
@@ -67,13 +68,14 @@ class DEFT:
         return True
 
     def counts(self, rows):
-        return {"fwd_total": 0, "fwd_seq": 0, "den_total": self.config.steps * rows, "den_seq": self.config.steps}
+        n = self.config.steps
+        return {"fwd_total": 0, "fwd_seq": 0, "den_total": n * rows, "den_seq": n, "net_total": n * rows, "net_seq": n}
 
 
 class OnnxCorrection:
     """h(x~, D, sigma) for data y (m,) of standard deviation ``noise``, from a file of ``onnx_priors.training.deft``.
 
-    offline_forward : forward calls that its training pairs cost
+    offline_forward : forward calls that its training pairs cost;  sha256 : of the file
     """
 
     def __init__(self, path, y, noise):
@@ -82,6 +84,7 @@ class OnnxCorrection:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.sha256 = file_sha256(path)
         facts = self._session.get_modelmeta().custom_metadata_map
         self.offline_forward = json.loads(facts["offline_forward"])
         side = next(i.shape[-1] for i in self._session.get_inputs() if i.name == "y")
