@@ -152,7 +152,8 @@ def test_the_text_of_a_run_shows_every_kind_of_call_that_was_made():
     book.counts.update({"fwd_vjp_total": 6, "fwd_vjp_seq": 3, "den_vjp_total": 10, "den_vjp_seq": 5, "net_total": 14,
                         "net_seq": 7, "offline_fwd": 20_000})
     lines = report.text({**summary, "ledger": book.as_dict()})
-    for line in ("forward gradients                6 (3 sequential)", "denoiser gradients               10 (5 sequential)",
+    for line in ("forward gradients                6 (3 sequential)",
+                 "denoiser gradients               10 (5 sequential)",
                  "correction network calls         14 (7 sequential)", "offline forward calls            20000, spent"):
         assert line in lines
 
