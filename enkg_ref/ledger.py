@@ -21,8 +21,9 @@ class Ledger:
     """Counts (``counts``) and exclusive wall seconds (``wall``) of one run.
 
     wall: setup (problem, prior, noise), forward, denoiser (their VJPs and correction networks included), update (the
-    method's own arithmetic), record (history, checkpoint). In ``as_dict()`` total is the time since the ledger was made, by a clock of its own,
-    and other = total - the sum of the parts. On an asynchronous device the split follows the host's clock.
+    method's own arithmetic), record (history, checkpoint). In ``as_dict()`` total is the time since the ledger was
+    made, by a clock of its own, and other = total - the sum of the parts. On an asynchronous device the split follows
+    the host's clock.
     diag_fwd: simulator calls made for the result's own sake after the run, the predictions of the last ensemble.
     """
 

@@ -41,7 +41,7 @@ class DEFT:
     """eps = (x~ - D)/sigma + h,   D_c = D - sigma h(x~, D, sigma),   x~ <- x~ + (sigma' - sigma)(x~ - D_c)/sigma
 
     No forward call at run time: ``init`` is the whole run and ``done`` is true at once. The calls are in the training
-    (``offline_fwd`` of the ledger); ``net_total`` are runs of the network. Optimal is h = -K_sigma (y - H D)/sigma, gain
+    (``offline_fwd`` of the ledger); ``net_total`` are runs of the network. Optimal is h = -K_sigma (y - H D)/sigma with
     K_sigma = Sigma_sigma H'(H Sigma_sigma H' + Gamma)^-1 (linear-Gaussian), which gives the posterior; h = 0 the prior.
 
     correction : (x~, D, sigma) -> h, with the measurement inside
