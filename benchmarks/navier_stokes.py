@@ -595,7 +595,7 @@ def show_size64(options):
 
 
 def wall(options, limit=90.0):
-    """Wall seconds of one field of the table, the network on all cores; the forward model keeps to one."""
+    """Wall seconds of one field of the table: chunks of the network on all cores, the forward model on one."""
     path = RESULTS / "navier_stokes_wall.json"
     if not options.show:
         row = solve(Run(), threads=os.cpu_count())
