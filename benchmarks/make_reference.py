@@ -1,7 +1,8 @@
 """Make the Gaussian reference that EnKG-R needs of a prior, and put it beside the prior's file.
 
     python benchmarks/make_reference.py kerr-disc-64              from images of the generator it was trained on
-    python benchmarks/make_reference.py FILE.onnx --images images.npy      (n, *event) in prior units
+    python benchmarks/make_reference.py FILE.onnx --images images.npy      (N, *event) in physical units, that is
+                                                          scale * x + shift by the prior's metadata (1 and 0 if not given)
     python benchmarks/make_reference.py FILE.onnx --samples 2048           from samples of the prior itself
 """
 
@@ -34,7 +35,7 @@ def training_images(name, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prior")
-    parser.add_argument("--images", help=".npy file, prior units; the last 256 are held out for the error table")
+    parser.add_argument("--images", help=".npy file, physical units; the last 256 are held out for the error table")
     parser.add_argument("--samples", type=int, help="use so many samples of the prior instead of images")
     parser.add_argument("--count", type=int, default=6000, help="images to generate for a shipped prior")
     parser.add_argument("--modes", type=int, default=512)
@@ -46,9 +47,14 @@ def main():
         made = from_prior(denoise, denoise.event_shape, denoise.sigma_max, denoise.sigma_min, options.samples,
                           modes=options.modes, prior_sha256=sha)
     else:
-        images = np.load(options.images) if options.images else training_images(options.prior, options.count)
+        if options.images:
+            scale, shift = (float(denoise.metadata.get(name, value)) for name, value in (("scale", 1), ("shift", 0)))
+            images = ((np.load(options.images) - shift) / scale).astype("float32")
+        else:
+            images = training_images(options.prior, options.count)
         made = from_images(images, None if gaussian else denoise, modes=options.modes, prior_sha256=sha)
-    path = Path(denoise.path).with_suffix("").with_suffix(".reference.npz")
+    path = Path(denoise.path)
+    path = path.with_name(f"{path.stem}.reference.npz")
     made.save(path)
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, std {made.std:.4g}, {made.variances.size} modes, "
           f"{made.active_modes(0.99)} with 99 % of the variance, rest {made.rest:.3g}")

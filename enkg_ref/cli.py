@@ -328,9 +328,9 @@ def build_method(options, problem, denoise, seed, account=None):
     item = build_item(options, problem, denoise, [options.method])
     arena.check([options.method], item, [options.budget], VJP_COST, {})
     if account is not None:
-        item = item.counted(account)
         if seed == options.seed:  # once, not for every ensemble
             account.counts["offline_fwd"] = getattr(item.correction, "offline_forward", 0)
+        item = item.counted(account)
     elif arena.METHODS[options.method].access >= {"forward_vjp"}:
         item = dataclasses.replace(item, norm=lambda item: 1.0)  # only looked at: no call is made
     return arena.METHODS[options.method].plan(item, options.budget, VJP_COST, seed, {})
@@ -505,9 +505,11 @@ def solve(options):
 
     if len(parts) > 1:
         summary |= {"disagreement": report.disagreement(poolable, index), "weights": weights}
-    # closures do not see where the image stands: its pixels are not to be compared with those of the truth
-    if problem.truth is not None and len(pooled) >= 19 and problem.observation.angular is None:
-        summary["calibration"] = report.calibration(pooled, problem.truth)
+    if problem.truth is not None and len(pooled) > 1:
+        known = np.concatenate([problem.truth[None], pooled])
+        if problem.pool:  # the data do not see where it stands: all move as one to where the truth is
+            known = problem.pool(known, np.minimum(np.arange(len(known)), 1))
+        summary["calibration"] = report.calibration(known[1:], known[0])
     shown = {**result, "history": history, "caption": report.caption(summary)}
     if "calibration" in summary:
         shown["calibration"] = summary["calibration"]
@@ -611,6 +613,11 @@ def _versions():
 # ----------------------------------------------------------------------------------------------------------- compare
 METRIC = {"black-hole": "psnr_aligned"}  # closures do not see where the image stands; else relative_l2_of_mean
 TUNING_ITEM = 100  # number of the first tuning item; tables use 0, 1, ...
+ARGUMENTS = {  # of a simulated problem beside noise and item, with what holds where nothing is said
+    "linear-gaussian": {"setup": "A"},
+    "navier-stokes": {"size": 32, "data_solver": "same", "fft": "scipy"},
+    "black-hole": {"coverage": "standard", "noise_mode": "vis_thermal", "closure_set": "full"},
+}
 
 
 def build_items(options, methods, numbers):
@@ -628,6 +635,19 @@ def build_items(options, methods, numbers):
     return items
 
 
+def _identity(options, problem):
+    """What a comparison is of, beside the data of its items: nothing of it may change while it goes on."""
+    from onnx_priors.manifest import WEIGHTS
+
+    prior = options.prior or problem.prior
+    reference, noise = WEIGHTS / f"{prior}.reference.npz", np.asarray(problem.observation.noise)
+    arguments = {name: default if getattr(options, name) is None else getattr(options, name)
+                 for name, default in ARGUMENTS[options.problem].items()}
+    return {"prior": prior or "exact", "prior_sha256": _prior_sha256(options, problem),
+            "reference_sha256": file_sha256(reference) if reference.exists() else None, "version": __version__,
+            **arguments, "noise": _digest(noise) if noise.ndim else float(noise)}
+
+
 def compare(options):
     """``enkg compare``: methods at equal cost on the same items; tables, a plot, one record per run."""
     for name in ("seeds", "items"):
@@ -638,16 +658,15 @@ def compare(options):
             raise _nearest(name, arena.METHODS, "methods")
     metric = METRIC.get(options.problem, "relative_l2_of_mean")
     items = build_items(options, options.methods, range(options.items))
-    c_vjp = round(arena.vjp_cost(items[0]), 2)
-    arena.check(options.methods, items[0], options.budget, c_vjp, {})
-    out = Path(options.out or f"out-compare-{options.problem}")
+    out, about = Path(options.out or f"out-compare-{options.problem}"), _identity(options, items[0].problem)
+    tuned_at = [] if options.tune is None else [options.tune or max(options.budget)]
+    _, c_vjp = arena.begin(items, options.methods, options.budget + tuned_at, out, {}, options.c_vjp, about)
     settings, tuned = {}, []
-    if options.tune is not None:
-        budget = options.tune or max(options.budget)
-        arena.check(options.methods, items[0], [budget], c_vjp, {})
+    for budget in tuned_at:
         tuning = build_items(options, options.methods, range(TUNING_ITEM, TUNING_ITEM + 2))
         for name in options.methods:
-            settings[name], trials = arena.tune(tuning, name, budget, out / "tuning", c_vjp, metric)
+            settings[name], trials = arena.tune(tuning, name, budget, out / "tuning", c_vjp, metric,
+                                                about=about)
             spent = sum(trial["forward_equivalents"] for trial in trials)
             tuned.append(f"{name}: tuned to {settings[name]}, the best of {len(trials)} on two other items at budget "
                          f"{budget}, {spent:.0f} forward equivalents per item")
@@ -660,7 +679,6 @@ def compare(options):
         bar.update(done - bar.n)
 
     try:
-        about = {"prior": options.prior or items[0].problem.prior or "exact"}
         summary = arena.compare(items, options.methods, options.budget, options.seeds, out, settings, c_vjp, about,
                                 advance, metric)
     finally:
@@ -805,6 +823,8 @@ def _parser():
     add("--methods", type=_names, required=True, metavar="A,B,..", help=f"some of {', '.join(arena.METHODS)}")
     add("--budget", type=_budgets, required=True, metavar="N[,N..]", help="forward calls of one run, a gradient at its "
         "measured cost; a method spends it as enkg list says")
+    add("--c-vjp", type=_positive, metavar="CALLS", help="what a gradient costs beside its value, in forward calls; "
+        "default: measured once, at least 1, and kept in --out")
     add("--seeds", type=_number(int), default=3, help="runs per method, budget and item; default 3")
     add("--items", type=_number(int), default=10, help="simulated truths, numbers 0, 1, ...; default 10")
     add("--tune", nargs="?", type=_number(int), const=0, metavar="N", help="first choose the settings, of four, "

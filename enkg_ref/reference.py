@@ -181,7 +181,7 @@ class Reference:
         """Read a reference. Raises FileNotFoundError, or ValueError if it belongs to another prior."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference: {path} does not exist; enkg-r needs the Gaussian reference of its "
-                                    "prior, made by enkg_ref.reference.from_images or from_prior")
+                                    "prior, made by benchmarks/make_reference.py, or images of it as .npy")
         try:
             with np.load(path, allow_pickle=False) as file:
                 parts = {name: file[name] for name in file.files}

@@ -76,14 +76,21 @@ def trust(history, ensembles):
 
 
 def calibration(ensemble, truth):
-    """Rank histogram (M7) in at most 16 bins and coverage (M8) of central intervals; physical units, J >= 10."""
+    """Spread-skill ratio (M6), ranks (M7), coverage (M8) of an ensemble (J, *event), J >= 2, in physical units.
+
+    ``interval`` : (nominal, found) coverage of the interval nearest to 90 % that J particles have, [x_(k), x_(J+1-k)],
+    nominal (J + 1 - 2k)/(J + 1);  ``coverage`` : the same for up to six k;  ``rank_histogram`` : density in at most 16
+    bins of whole ranks, 1 where calibrated.
+    """
+    J = len(ensemble)
+    k = max(1, round(0.05 * (J + 1)))
+    chosen = sorted({k, *np.linspace(1, J // 2, min(6, J // 2)).round().astype(int).tolist()}, reverse=True)
+    pairs = {at: metrics.coverage(ensemble, truth, (J + 1 - 2 * at) / (J + 1))[::-1] for at in chosen}
     counts = metrics.rank_histogram(ensemble, truth)
-    bins = np.add.reduceat(counts, np.linspace(0, len(counts), min(16, len(counts)), endpoint=False).astype(int))
-    covered = [metrics.coverage(ensemble, truth, level) for level in (0.2, 0.4, 0.6, 0.8)]
-    spread, skill = metrics.spread_and_skill(ensemble, truth)
-    return {"ssr": metrics.spread_skill_ratio((spread, skill)), "coverage_90": metrics.coverage(ensemble, truth)[0],
-            "coverage": [[nominal, found] for found, nominal in [*covered, metrics.coverage(ensemble, truth)]],
-            "rank_histogram": bins / counts.sum() * len(bins)}
+    edges = np.linspace(0, J + 1, min(16, J + 1), endpoint=False).astype(int)
+    density = np.add.reduceat(counts, edges) / np.diff(np.append(edges, J + 1)) * (J + 1) / counts.sum()
+    return {"ssr": metrics.spread_skill_ratio(metrics.spread_and_skill(ensemble, truth)), "interval": pairs[k],
+            "coverage": list(pairs.values()), "rank_histogram": density}
 
 
 def weights_by_misfit(misfits):
@@ -137,8 +144,8 @@ def text(summary):
         lines.append(f"  {name:32s} {', '.join(f'{value:.2f}' for value in values)}   ({TRUST_WORDS[name]})")
     if "calibration" in summary:
         found = summary["calibration"]
-        lines.append(f"  {'spread-skill ratio, coverage':32s} {found['ssr']:.2f}, {found['coverage_90']:.0%} of the "
-                     "points in 90 % intervals")
+        lines.append(f"  {'spread-skill ratio, coverage':32s} {found['ssr']:.2f}, {found['interval'][1]:.0%} of the "
+                     f"points in {found['interval'][0]:.0%} intervals")
     if "disagreement" in summary:
         lines.append(f"  {'disagreement of the ensembles':32s} {summary['disagreement']:.3f}   (distance of two means "
                      "over the norm of the pooled one)")
@@ -179,7 +186,7 @@ def figure(result, history, title):
     shown = {"truth": result.get("truth"), "mean": mean, "spread (standard deviation)": result["std"],
              **{f"particle {j}": result["ensemble"][j] for j in range(min(3, len(result["ensemble"])))}}
     shown = {name: value for name, value in shown.items() if value is not None}
-    columns = max(3, (len(shown) + 1) // 2)
+    columns = max(4 if "calibration" in result else 3, (len(shown) + 1) // 2)
     page = Figure(figsize=(3.4 * columns, 9.5), layout="constrained")
     axes = page.subplots(3, columns)
     fields = list(axes[:2].flat)
@@ -202,15 +209,26 @@ def figure(result, history, title):
     data.set_title("observation", fontsize=9)
     data.legend(fontsize=7)
     draw_history(conv, history)
+    rest = list(axes[2][2:])
     if "calibration" in result:
-        axes[2][2].plot(*zip(*result["calibration"]["coverage"]), "o-", ms=3, lw=1)
-        axes[2][2].plot([0, 1], [0, 1], "k:", lw=1)
-        axes[2][2].set_title("coverage of the truth against nominal", fontsize=9)
-    for ax in axes[2][2 + ("calibration" in result):]:
+        draw_calibration(rest.pop(0), rest.pop(0), result["calibration"])
+    for ax in rest:
         ax.set_axis_off()
     page.suptitle(title, fontsize=11)
     page.text(0.5, -0.01, "\n".join(result["caption"]), ha="center", va="top", fontsize=7, wrap=True)
     return page
+
+
+def draw_calibration(ranks, covered, found):
+    """Rank histogram and coverage against nominal, from ``calibration``."""
+    density = found["rank_histogram"]
+    ranks.bar((np.arange(len(density)) + 0.5) / len(density), density, width=0.9 / len(density))
+    ranks.axhline(1.0, color="k", ls=":", lw=1)
+    ranks.set_title(f"rank of the truth (calibrated: flat); SSR {found['ssr']:.2f}", fontsize=9)
+    covered.plot(*zip(*found["coverage"]), "o-", ms=3, lw=1)
+    covered.plot([0, 1], [0, 1], "k:", lw=1)
+    covered.set(xlim=(0, 1), ylim=(0, 1))
+    covered.set_title("coverage of the truth against nominal", fontsize=9)
 
 
 def draw_history(ax, history):

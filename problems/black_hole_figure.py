@@ -29,7 +29,8 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
     Parameters
     ----------
     result : mapping            ensemble (J, n, n) of normalised images; maybe mean, truth (n, n), ensemble_index (J,),
-        predictions (J, m), history (list of {sigma, misfit, spread, ensemble}), caption (list of sentences)
+        predictions (J, m), history (list of {sigma, misfit, spread, ensemble}), caption (list of sentences),
+        calibration ({ssr, coverage, rank_histogram}, at the shift that brings the ensemble to the truth)
     forward, data               ``black_hole.ClosureForward`` and the ``Observation`` it predicts
     observation : vlbi.Visibilities   for the beam
     field_of_view, flux_jy      micro-arcseconds; every image is rescaled to this total flux for display
@@ -79,7 +80,8 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
         titles = [_ring_title(k, m, field_of_view) for k, m in zip(np.unique(index), means)]
         _strip(rows[2], [(title, to_flux(m)) for title, m in zip(titles, means)], extent)
 
-    phases, amplitudes, convergence = rows[-1].subplots(1, 3)
+    found = result.get("calibration")
+    phases, amplitudes, convergence, *known = rows[-1].subplots(1, 5 if found else 3)
     model = np.asarray(forward((mean[None] - forward.shift) / forward.scale))[0]
     predicted = np.asarray(result["predictions"]) if "predictions" in result else model[None]
     for ax, block, unit, label, statistic in (
@@ -101,6 +103,8 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
         ax.set_xlabel("closure, in order of time", fontsize=8)
         ax.legend(fontsize=7)
     _draw_convergence(convergence, history)
+    if found:
+        _draw_calibration(*known, found)
 
     ring = ring_fit(mean, field_of_view)
     found = "no ring found" if np.isnan(ring.diameter) else \
@@ -135,6 +139,19 @@ def _ring_title(number, image, field_of_view):
     if np.isnan(ring.diameter):
         return f"ensemble {number}: no ring"
     return f"ensemble {number}: {ring.diameter:.1f} uas, {ring.position_angle:.0f} deg E of N"
+
+
+def _draw_calibration(ranks, covered, found):
+    """How often the truth falls where among the particles of a pixel, and in intervals of theirs."""
+    density = found["rank_histogram"]
+    ranks.bar(np.arange(len(density)), density, width=0.9)
+    ranks.axhline(1.0, color="k", ls=":", lw=1)
+    ranks.set_title(f"rank of the truth (flat: calibrated), SSR {found['ssr']:.2f}", fontsize=9)
+    ranks.set_xticks([])
+    covered.plot(*zip(*found["coverage"]), "o-", ms=3, lw=1)
+    covered.plot([0, 1], [0, 1], "k:", lw=1)
+    covered.set(xlim=(0, 1), ylim=(0, 1))
+    covered.set_title("coverage of the truth against nominal", fontsize=9)
 
 
 def _draw_convergence(ax, history):

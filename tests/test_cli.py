@@ -100,6 +100,69 @@ def test_that_enkg_r_says_which_noise_it_assumed_and_how_far_to_trust_it(tmp_pat
     assert "kappa" in capsys.readouterr().out
 
 
+def test_that_enkg_r_has_the_exact_reference_of_the_gaussian_of_the_fields(tmp_path):
+    out = tmp_path / "out"
+    assert run("navier-stokes", "--method", "enkg-r", "--prior", "gaussian", "--noise", 0.5, "--budget", 496, "--quiet",
+               "--out", out) == 0
+    metrics = json.loads((out / "summary.json").read_text())["metrics"]
+    assert metrics["relative_l2_mean"] < 0.75 * metrics["relative_l2_prior_mean"]
+    from problems.navier_stokes import navier_stokes
+    from problems.vorticity import total_variance
+
+    for size in (32, 128):
+        problem = navier_stokes(size)
+        own = cli.build_reference(cli._parser().parse_args(["solve", "navier-stokes", "--prior", "gaussian"]), problem)
+        mean, spectrum = problem.moments()
+        assert np.array_equal(own.mean, mean) and own.variances.size == 1024
+        assert own.std == pytest.approx(np.sqrt(total_variance(spectrum) / size**2))
+
+
+@pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (4.0, 7.0)])
+def test_that_images_in_physical_units_are_the_reference_of_a_prior_of_ones_own(own, scale, shift, capsys):
+    """Prior N(0, 1) in its own units, linear data of physical ones: the posterior is known."""
+    pytest.importorskip("onnxruntime")
+    GaussianPrior(np.zeros(5), 1.0).to_onnx("prior.onnx", {"sigma_min": 0.002, "sigma_max": 80.0, "scale": scale,
+                                                           "shift": shift})
+    H = np.random.default_rng(0).standard_normal((3, 5))  # that of my_simulator
+    truth = shift + scale * np.random.default_rng(3).standard_normal(5)
+    np.save("y.npy", H @ truth)
+    own[-1] = noise = 0.3 * scale
+    enkg_r = [*own, "--method", "enkg-r", "--budget", 512, "--quiet"]
+    assert run(*enkg_r, "--out", "none") == 2
+    message = capsys.readouterr().err
+    assert "--reference images.npy" in message and "make_reference.py prior.onnx --samples" in message
+    np.save("images.npy", shift + scale * np.random.default_rng(4).standard_normal((1000, 5)))
+    assert run(*enkg_r, "--reference", "images.npy", "--out", "out") == 0
+    K = scale**2 * H.T @ np.linalg.inv(scale**2 * H @ H.T + noise**2 * np.eye(3))
+    mean, covariance = shift + K @ (H @ (truth - shift)), scale**2 * (np.eye(5) - K @ H)
+    x = np.load("out/result.npz")["ensemble"]
+    # J = 16 particles: four standard errors, and 10 % of the prior for a reference and a slope that are estimated
+    assert np.all(np.abs(x.mean(axis=0) - mean) < 4 * np.sqrt(np.diag(covariance) / 16) + 0.1 * scale)
+    # a reference in the wrong units would be off by this
+    assert scale == 1 or np.linalg.norm(x.mean(axis=0) - mean) < 0.2 * np.linalg.norm(mean / scale - mean)
+    GaussianPrior(np.ones(5), 1.0).to_onnx("prior.onnx", {"sigma_min": 0.002, "sigma_max": 80.0})
+    from enkg_ref.reference import Reference
+
+    Reference(np.zeros(5), np.eye(5), np.ones(5), prior="4567").save("other.npz")
+    assert run(*enkg_r, "--reference", "other.npz", "--out", "other") == 2
+    assert "made for the prior with sha256 4567..., expected one made for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("J", [2, 5, 9, 16, 33])
+def test_that_a_calibrated_ensemble_of_any_size_is_shown_as_calibrated(J):
+    from enkg_ref import report
+
+    rng, points = np.random.default_rng(J), 60_000
+    found = report.calibration(rng.standard_normal((J, points)), rng.standard_normal(points))
+    nominal, covered = np.array(found["coverage"]).T
+    assert np.all(np.diff(nominal) > 0) and len(nominal) >= min(J // 2, 5)
+    assert np.all(np.abs(covered - nominal) < 4.5 * np.sqrt(nominal * (1 - nominal) / points))
+    assert abs(found["interval"][0] - 0.9) <= 1.01 / (J + 1) or found["interval"][0] == (J - 1) / (J + 1)
+    ranks = found["rank_histogram"]
+    assert np.all(np.abs(ranks - 1) < 4.5 * np.sqrt(len(ranks) / points)) and len(ranks) == min(16, J + 1)
+    assert found["ssr"] == pytest.approx(1.0, abs=0.03)
+
+
 def test_that_ensembles_are_pooled_by_how_well_they_fit():
     from enkg_ref import report
 
@@ -201,7 +264,13 @@ BAD = [
     (["navier-stokes", "--observation", "small.npy"], "observation must have shape (16, 16), got (3, 3)"),
     (["navier-stokes", "--stop", "particle"], "stop: got particle with noise-free data, expected --noise above 0"),
     (["navier-stokes", "--step-rule", "tempered"], "step_rule: got tempered with noise-free data"),
-    (["navier-stokes", "--prior", "gaussian", "--method", "enkg-r", "--budget", "9"], "reference: got prior gaussian"),
+    (["navier-stokes", "--method", "enkg-r", "--reference", "small.npy"], "with an array of shape (3, 3), "
+     "expected at least 32 images of shape (32, 32) in physical units"),
+    (["navier-stokes", "--method", "enkg-r", "--reference", "none.npy"], "got none.npy, which does not exist"),
+    (["navier-stokes", "--method", "enkg-r", "--reference", "none.npz"], "reference: none.npz does not exist"),
+    (["navier-stokes", "--method", "enkg-r", "--reference", "nan.npy"], "got nan.npy with non-finite values"),
+    (["navier-stokes", "--method", "enkg-r", "--reference", "few.npy"], "expected at least 32 images of shape"),
+    (["navier-stokes", "--reference", "few.npy"], "reference: got few.npy with method enkg, which needs none"),
     (["linear-gaussian", "--prior", "gaussian"], "prior: got gaussian, which problem linear-gaussian-a does not have"),
     (["m87", "--observation", "y.npy"], "observation: got a file with problem m87"),
 ]
@@ -211,6 +280,8 @@ BAD = [
 def test_that_bad_input_exits_2_with_one_sentence_and_writes_nothing(argv, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("small.npy", np.zeros((3, 3)))
+    np.save("nan.npy", np.full((40, 32, 32), np.nan))
+    np.save("few.npy", np.zeros((31, 32, 32)))
     assert run(*argv, "--quiet", "--out", "out") == 2
     printed = capsys.readouterr()
     assert sentence in printed.err and printed.err.count("\n") == 1 and printed.out == ""

@@ -83,7 +83,8 @@ BAD = [
     (["linear-gaussian", "--methods", "eki,dpg", "--budget", "9"], "budget: got 9 forward calls for dpg, expected at "
      "least 30"),
     (["linear-gaussian", "--methods", "deft"], "methods: deft needs a trained correction network"),
-    (["navier-stokes", "--prior", "gaussian", "--methods", "enkg-r"], "methods: enkg-r needs a Gaussian reference"),
+    (["navier-stokes", "--prior", "navier-stokes-32-gaussian", "--methods", "enkg-r"], "methods: enkg-r needs a Gaussian "
+     "reference"),
     (["m87", "--methods", "enkg"], "problem: got m87, whose truth nobody knows"),
     (["linear-gausian", "--methods", "enkg"], "did you mean linear-gaussian"),
     (["linear-gaussian", "--methods", "eki", "--budget", "1,x"], "got '1,x', expected whole numbers"),
