@@ -507,8 +507,8 @@ def solve(options):
         summary |= {"disagreement": report.disagreement(poolable, index), "weights": weights}
     if problem.truth is not None and len(pooled) > 1:
         known = np.concatenate([problem.truth[None], pooled])
-        if problem.pool:  # the data do not see where it stands: all move as one to where the truth is
-            known = problem.pool(known, np.minimum(np.arange(len(known)), 1))
+        if problem.pool:  # the data do not see where it stands: every particle moves to where the truth is
+            known = problem.pool(known, np.arange(len(known)))
         summary["calibration"] = report.calibration(known[1:], known[0])
     shown = {**result, "history": history, "caption": report.caption(summary)}
     if "calibration" in summary:

@@ -30,7 +30,7 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
     ----------
     result : mapping            ensemble (J, n, n) of normalised images; maybe mean, truth (n, n), ensemble_index (J,),
         predictions (J, m), history (list of {sigma, misfit, spread, ensemble}), caption (list of sentences),
-        calibration ({ssr, coverage, rank_histogram}, at the shift that brings the ensemble to the truth)
+        calibration ({ssr, coverage, rank_histogram}, every particle at the shift that brings it to the truth)
     forward, data               ``black_hole.ClosureForward`` and the ``Observation`` it predicts
     observation : vlbi.Visibilities   for the beam
     field_of_view, flux_jy      micro-arcseconds; every image is rescaled to this total flux for display
@@ -61,7 +61,8 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
         scatter = np.std(moved, axis=0, ddof=1)
         main.append(("scatter between ensembles, aligned", 1e3 * flux_jy * scatter / mean.sum(), "viridis"))
 
-    heights = [4.2, 2.4] + [2.9] * (len(groups) > 1) + [3.6]
+    found = result.get("calibration")
+    heights = [4.2, 2.4] + [2.9] * (len(groups) > 1) + [3.6] * (2 if found else 1)
     page = Figure(figsize=(14, sum(heights) + 1.1), layout="constrained")
     rows = page.subfigures(len(heights), 1, height_ratios=heights)
 
@@ -80,8 +81,12 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
         titles = [_ring_title(k, m, field_of_view) for k, m in zip(np.unique(index), means)]
         _strip(rows[2], [(title, to_flux(m)) for title, m in zip(titles, means)], extent)
 
-    found = result.get("calibration")
-    phases, amplitudes, convergence, *known = rows[-1].subplots(1, 5 if found else 3)
+    if found:
+        phases, amplitudes = rows[-2].subplots(1, 2)
+        convergence, *known = rows[-1].subplots(1, 3)
+        _draw_calibration(*known, found)
+    else:
+        phases, amplitudes, convergence = rows[-1].subplots(1, 3)
     model = np.asarray(forward((mean[None] - forward.shift) / forward.scale))[0]
     predicted = np.asarray(result["predictions"]) if "predictions" in result else model[None]
     for ax, block, unit, label, statistic in (
@@ -103,8 +108,6 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
         ax.set_xlabel("closure, in order of time", fontsize=8)
         ax.legend(fontsize=7)
     _draw_convergence(convergence, history)
-    if found:
-        _draw_calibration(*known, found)
 
     ring = ring_fit(mean, field_of_view)
     found = "no ring found" if np.isnan(ring.diameter) else \
