@@ -2,11 +2,13 @@
 
     compare(items, methods, budgets, seeds, out)        runs what is missing in ``out``, then tables and a plot
 
-A budget is a number of forward equivalents, F = forward calls + c_vjp x forward VJPs, c_vjp being the measured time of
-a VJP call over that of a forward call. Our adjoints compute the value anew, so a gradient pays for it twice: methods
-with an adjoint that keeps it would take about a quarter more steps at the same F. Each method spends the budget by the
-rule of ``METHODS``; a run that diverges stays in the table as a failure. Intervals are bootstrap-t over items, seeds of
-an item kept together; differences are paired.
+A budget is a number of forward equivalents, F = forward calls + c_vjp x forward VJPs. c_vjp is what a gradient costs
+beside its value, which is among the forward calls: see `vjp_cost`. Each method spends the budget by the rule of
+``METHODS``; a run that diverges stays in the table as a failure. Intervals are bootstrap-t over items, seeds of an item
+kept together; differences are paired.
+
+A comparison lives in a folder: arena.json says what it is of, runs/ holds one record per run, and any command for the
+same comparison goes on with it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from . import baselines, enkg, metrics, regressed
+from . import baselines, enkg, metrics, regressed, runner
 from ._xp import member_normals, to_numpy
 from .baselines import blade, deft, diffpir, dpg, dps, eki, gsg, mmps, pnpdm, scg
 from .diffusion import flow_to_zero
@@ -80,7 +82,8 @@ class Item:
         problem = _Counted(self.problem, ledger.forward(self.forward), forward_vjp)
         return dataclasses.replace(
             self, problem=problem, denoise=ledger.denoiser(self.denoise),
-            denoise_vjp=None if self.denoise_vjp is None else ledger.denoiser_vjp(self.denoise_vjp))
+            denoise_vjp=None if self.denoise_vjp is None else ledger.denoiser_vjp(self.denoise_vjp),
+            correction=None if self.correction is None else ledger.network(self.correction))
 
     def digest(self):
         """Fingerprint of the data."""
@@ -228,8 +231,10 @@ def _plan_gsg(mode):
     def plan(item, budget, c_vjp, seed, settings):
         steps, wave = _steps(f"{mode}-gsg", budget, lambda n: n, 17, settings, 3 if mode == "central" else 2)
         queries = (wave - 1) // 2 * 2 if mode == "central" else wave - 1
-        config = gsg.Config(**{**_vp(item), "guidance": 0.1 * _noise(item), "seed": seed, **settings,
-                               "mode": mode, "steps": steps, "queries": queries})
+        settings = dict(settings)
+        guidance = settings.pop("strength", 1.0) * 0.1 * _noise(item)
+        config = gsg.Config(**{**_vp(item), "guidance": guidance, "seed": seed, **settings, "mode": mode,
+                               "steps": steps, "queries": queries})
         return gsg.GSG(item.denoise, item.denoise_vjp, item.likelihood, config), 1
     return plan
 
@@ -237,7 +242,7 @@ def _plan_gsg(mode):
 def _plan_dps(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
     steps, R = _chains("dps", budget, 1 + c_vjp, settings, 1, 500)
-    guidance = min(1.0, 40.0 / steps) * _noise(item)  # the best gamma falls as 1/N: 1, .3, .1 at N = 50, 128, 500
+    guidance = settings.pop("strength", 1.0) * min(1.0, 40.0 / steps) * _noise(item)  # gamma falls as 1/N
     config = dps.Config(**{"sigma_max": min(_start(item), 152.0), "guidance": guidance, "failed": "keep",
                            "seed": seed, **settings, "steps": steps})
     return dps.DPS(item.denoise, item.denoise_vjp, item.forward_vjp, item.likelihood, config), R
@@ -393,10 +398,14 @@ def run(item, name, budget, seed, c_vjp, settings=None):
     if "correction" in METHODS[name].access:
         ledger.counts["offline_fwd"] = getattr(item.correction, "offline_forward", 0)
     counts = ledger.as_dict()
+    parts = counts["wall"]
+    method_wall = parts["total"] - parts["record"]  # without the scores
     record["ledger"] = counts
     record["cost"] = {"forward_equivalents": counts["fwd_total"] + c_vjp * counts["fwd_vjp_total"],
                       "depth": counts["fwd_seq"] + c_vjp * counts["fwd_vjp_seq"], "seconds": wall,
-                      "denoiser": counts["den_total"] + counts["den_vjp_total"]}
+                      "denoiser": counts["den_total"] + counts["den_vjp_total"], "network": counts["net_total"],
+                      "offline": counts["offline_fwd"],
+                      "own_percent": 100.0 * (1.0 - (parts["forward"] + parts["denoiser"]) / method_wall)}
     return record
 
 
@@ -422,7 +431,12 @@ def score(item, x, ledger=None):
 
 
 def vjp_cost(item, rows=32, repeats=3):
-    """c_vjp: seconds of a forward VJP, the value that it computes anew included, over those of a forward call."""
+    """c_vjp: what a gradient costs beside its value, in forward calls; 0 without an adjoint.
+
+    t_vjp/t_forward - 1, for the VJPs of our problems march forward once more before they turn back, and the value at
+    the same point is already among the forward calls. At least 1: no reverse sweep is cheaper than its forward one, and
+    the VJP of a linear map has no value to compute anew.
+    """
     if item.forward_vjp is None:
         return 0.0
     x = np.zeros((rows, *item.problem.event_shape), dtype=item.dtype)
@@ -440,7 +454,40 @@ def vjp_cost(item, rows=32, repeats=3):
             times.append(time.perf_counter() - start)
         return min(times)
 
-    return clock(item.forward_vjp, x, v) / clock(item.forward, x)
+    return max(clock(item.forward_vjp, x, v) / clock(item.forward, x) - 1.0, 1.0)
+
+
+def begin(items, methods, budgets, out, settings=None, c_vjp=None, about=None):
+    """Refuse what can be refused and open the folder of a comparison; nothing is computed but c_vjp.
+
+    Arguments as for `compare`, which calls this itself. Returns (identity, c_vjp). Raises ValueError for the folder of
+    another comparison, another c_vjp, and whatever `check` finds.
+    """
+    out = Path(out)
+    identity = {"problem": items[0].problem.name, "data": [item.digest() for item in items], **(about or {})}
+    identity = json.loads(json.dumps(identity))
+    manifest, known = out / "arena.json", 0
+    if manifest.exists():
+        saved = _read(manifest, ("identity", "c_vjp"))
+        known = len(saved["identity"]["data"])
+        shared = min(len(items), known)  # more or fewer items are the same comparison
+        for key in sorted(set(identity) | set(saved["identity"])):
+            old, new = saved["identity"].get(key), identity.get(key)
+            if (old[:shared] != new[:shared]) if key == "data" else (old != new):
+                raise ValueError(f"out: got {out}, a comparison with {key} = {old}, expected {new}; choose another "
+                                 "folder")
+        if c_vjp not in (None, saved["c_vjp"]):
+            raise ValueError(f"c_vjp: got {c_vjp:g} for {out}, a comparison with {saved['c_vjp']:g}, expected the same")
+        c_vjp = saved["c_vjp"]
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"out: got {out}, which holds other files, expected an empty folder or a comparison")
+    if c_vjp is None:
+        c_vjp = round(vjp_cost(items[0]), 2)
+    check(methods, items[0], budgets, c_vjp, settings or {})
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    if known < len(items):
+        write_json(manifest, {"identity": identity, "c_vjp": c_vjp})
+    return identity, c_vjp
 
 
 def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, about=None, progress=None,
@@ -448,54 +495,69 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
     """Run every method at every budget on every item with every seed, and write the tables. Continues what is there.
 
     items : sequence of `Item`;  methods : names of ``METHODS``;  seeds : number of seeds;  out : folder
-    settings : {method: {setting: value}}, tuned on other items;  c_vjp : time of a forward VJP over a forward call's;
-        measured on the first item if None, and kept in the folder
+    settings : {method: {setting: value}}, tuned on other items
+    c_vjp : what a gradient costs beside its value, in forward calls; measured on the first item if None, and kept in
+        the folder
     about : JSON-able, what the comparison is of; a folder of another comparison is refused
     progress : called with (record, runs done, runs in all);  metric : the score that the tables sort and pair by
 
     Returns the summary that is also written to ``results.json``, beside table.txt, table.csv, pareto.png and one record
-    per run in ``runs``; see `summarise`.
+    per run in ``runs``; see `tabulate`. Raises ValueError where another process is at work in the folder.
     """
     items, methods, budgets, settings = list(items), list(methods), list(budgets), settings or {}
     out = Path(out)
-    identity = {"problem": items[0].problem.name, "data": [item.digest() for item in items], **(about or {})}
-    identity = json.loads(json.dumps(identity))
-    manifest = out / "arena.json"
-    if manifest.exists():
-        saved = json.loads(manifest.read_text())
-        shared = min(len(items), len(saved["identity"]["data"]))  # more or fewer items are the same comparison
-        for key in sorted(set(identity) | set(saved["identity"])):
-            old, new = saved["identity"].get(key), identity.get(key)
-            if (old[:shared] != new[:shared]) if key == "data" else (old != new):
-                raise ValueError(f"out: got {out}, a comparison with {key} = {saved['identity'].get(key)}, expected "
-                                 f"{identity.get(key)}; choose another folder")
-        c_vjp = saved["c_vjp"]
-    elif out.exists() and any(path.name != "tuning" for path in out.iterdir()):
-        raise ValueError(f"out: got {out}, which holds other files, expected an empty folder or a comparison")
-    if c_vjp is None:
-        c_vjp = round(vjp_cost(items[0]), 2)
-    check(methods, items[0], budgets, c_vjp, settings)
-    runs = out / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    if not manifest.exists() or len(saved["identity"]["data"]) < len(items):
-        write_json(manifest, {"identity": identity, "c_vjp": c_vjp})
-
-    wanted = [(item, name, budget, seed) for item in range(len(items)) for seed in range(seeds) for name in methods
+    identity, c_vjp = begin(items, methods, budgets, out, settings, c_vjp, about)
+    wanted = [(k, name, budget, seed) for k in range(len(items)) for seed in range(seeds) for name in methods
               for budget in budgets]
     records = []
-    for item, name, budget, seed in wanted:
-        path = runs / f"{name}_{budget}_{item}_{seed}_{_digest(settings.get(name, {}))}.json"
-        if path.exists():
-            record = json.loads(path.read_text())
-        else:
-            record = {"item": item, **run(items[item], name, budget, seed, c_vjp, settings.get(name))}
-            write_json(path, record)
-        records.append({**record, "file": str(path.relative_to(out))})
-        if progress is not None:
-            progress(record, len(records), len(wanted))
-    table, known = summarise(records), known_rows(items)
-    summary = {"identity": identity, "c_vjp": c_vjp, "settings": settings, "seeds": seeds, "items": len(items),
-               "metric": metric, "base": differences(table, known, metric), "known": known, "table": table}
+    with runner.alone(out / "arena.lock", out):
+        for k, name, budget, seed in wanted:
+            used = dict(settings.get(name, {}))
+            if "correction" in METHODS[name].access:  # trained anew, it is another run
+                used["correction"] = getattr(items[k].correction, "sha256", None)
+            path = out / "runs" / f"{name}_{budget}_{k}_{seed}_{_digest(used)}.json"
+            if not path.exists():
+                write_json(path, {"item": k, **run(items[k], name, budget, seed, c_vjp, settings.get(name))})
+            records.append(read_record(path))
+            if progress is not None:
+                progress(records[-1], len(records), len(wanted))
+        summary = {"identity": identity, "c_vjp": c_vjp, "settings": settings, "metric": metric}
+        return tabulate(records, known_rows(items), summary, out)
+
+
+RECORD = ("method", "budget", "item", "seed", "status", "scores", "cost")
+
+
+def read_record(path):
+    """The record of a run, and "file", its place in the comparison's folder.
+
+    Raises ValueError that names the file if it is damaged.
+    """
+    return {**_read(path, RECORD), "file": "/".join(Path(path).parts[-2:])}
+
+
+def _read(path, keys):
+    try:
+        content = json.loads(Path(path).read_text())
+        if set(keys) <= set(content):
+            return content
+        why = f"it lacks {', '.join(sorted(set(keys) - set(content)))}"
+    except (ValueError, TypeError) as error:
+        why = str(error)
+    raise ValueError(f"out: got a damaged file {path} ({why}), expected what was written there; delete it, and the "
+                     "same command makes it anew")
+
+
+def tabulate(records, known, summary, out):
+    """Add table, known rows and differences to ``summary`` (identity, c_vjp, settings, metric), write it to ``out``.
+
+    records : of runs, `read_record`;  known : `known_rows`. Rows may have different numbers of items and seeds.
+    """
+    table, metric = summarise(records), summary["metric"]
+    base = differences(table, known, metric)
+    summary = {**summary, "items": max(row["items"] for row in table), "seeds": max(row["seeds"] for row in table),
+               "base": base, "known": known, "table": table}
+    out = Path(out)
     write_json(out / "results.json", summary)
     (out / "table.csv").write_text(to_csv(summary))
     (out / "table.txt").write_text(to_text(summary) + "\n")
@@ -514,13 +576,13 @@ def _digest(settings):
 
 CANDIDATES = {  # four per method; {} is the default or, translated to the whitened loss, the published setting
     "enkg": [{}, {"guidance": 1.0}, {"guidance": 0.5}, {"updates": 1}],
-    "enkg-r": [{}, {"model_noise": 1.0}, {"model_noise": 0.25}, {"noise_floor": 1.0}],
+    "enkg-r": [{}, {"model_noise": 1.0}, {"model_noise": 0.5}, {"noise_floor": 1.0}],
     "eki": [{}, {"guidance": 1.0}, {"guidance": 0.5}, {"kalman": True}],
     "scg": [{}, {"threshold": 0.0}, {"threshold": 0.5}, {"steps": 50}],
     "dpg": [{}, {"guidance": 16.0}, {"guidance": 4.0}, {"guidance": 1.0}],
-    "forward-gsg": [{}, {"guidance": 0.3}, {"guidance": 0.1}, {"guidance": 0.01}],
-    "central-gsg": [{}, {"guidance": 0.3}, {"guidance": 0.1}, {"guidance": 0.01}],
-    "dps": [{}, {"guidance": 0.03}, {"rows": 8, "guidance": 0.1}, {"rows": 8, "guidance": 0.03}],
+    "forward-gsg": [{}, {"strength": 3.0}, {"strength": 0.3}, {"strength": 0.1}],  # strength: times the default gamma
+    "central-gsg": [{}, {"strength": 3.0}, {"strength": 0.3}, {"strength": 0.1}],
+    "dps": [{}, {"strength": 0.3}, {"rows": 8}, {"rows": 8, "strength": 0.3}],
     "diffpir": [{}, {"xi": 0.3}, {"xi": 0.1}, {"rows": 2}],
     "mmps": [{}, {"solver": 2}, {"solver": 3, "rows": 8}, {"solver": 3, "rows": 8, "sigma_max": 10.0}],
     "pnpdm": [{}, {"rho_max": 3.0, "rho_min": 0.1}, {"rho_max": 3.0, "rho_min": 0.3}, {"outer": 15, "decay": 0.7}],
@@ -529,11 +591,12 @@ CANDIDATES = {  # four per method; {} is the default or, translated to the white
 }
 
 
-def tune(items, name, budget, out, c_vjp=None, metric="relative_l2_of_mean", candidates=None):
+def tune(items, name, budget, out, c_vjp=None, metric="relative_l2_of_mean", candidates=None, about=None):
     """The candidate settings with the best median ``metric`` over items that no test uses, and all medians.
 
     candidates : list of {setting: value}, ``CANDIDATES[name]`` if None; one that cannot pay ``budget`` is left out, a
-    failure counts as worst. Every candidate is one ``compare`` in a folder of its own under ``out``.
+    failure counts as worst. Every candidate is one ``compare`` in a folder of its own under ``out``: a tuning that was
+    killed goes on, and the folders of another tuning (``about``, as for `compare`) are refused.
     Returns (settings, trials).
     """
     trials, sign = [], -1.0 if metric in LARGER_IS_BETTER else 1.0
@@ -545,7 +608,7 @@ def tune(items, name, budget, out, c_vjp=None, metric="relative_l2_of_mean", can
             trials.append({"settings": settings, "median": None, "failed": str(error), "forward_equivalents": 0.0})
             continue
         folder = Path(out) / name / _digest(settings)
-        row = compare(items, [name], [budget], 1, folder, {name: settings}, c_vjp, metric=metric)["table"][0]
+        row = compare(items, [name], [budget], 1, folder, {name: settings}, c_vjp, about, metric=metric)["table"][0]
         trials.append({"settings": settings, "median": row["median"].get(metric), "failed": row["failed"],
                        "forward_equivalents": row["cost"]["forward_equivalents"]})
 
@@ -560,7 +623,7 @@ def bootstrap_t(scores, level=0.95, resamples=10_000, seed=0):
     """Studentised bootstrap interval of the mean over items.  scores : (items,) or (items, seeds); -> (mean, low, high)
 
     Seeds of an item are averaged first. With fewer than three items, or no scatter, the interval is (nan, nan).
-    The percentile bootstrap is too narrow at ten items: it covers 90 % where this one covers 94 %.
+    The percentile bootstrap, which is common, is too narrow at ten items: it covers 90 % where this one covers 94 %.
     """
     scores = np.asarray(scores, dtype=np.float64)
     values = scores.mean(axis=1) if scores.ndim == 2 else scores
@@ -574,15 +637,6 @@ def bootstrap_t(scores, level=0.95, resamples=10_000, seed=0):
     t = (draws.mean(axis=1)[live] - mean) / errors[live]
     low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
     return mean, mean - float(high) * error, mean - float(low) * error
-
-
-def percentile_bootstrap(scores, level=0.95, resamples=10_000, seed=0):
-    """The common interval that this project does not use; kept to show why. Arguments as ``bootstrap_t``."""
-    scores = np.asarray(scores, dtype=np.float64)
-    values = scores.mean(axis=1) if scores.ndim == 2 else scores
-    means = values[np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)
 
 
 def paired_difference(first, second, level=0.95, resamples=10_000, seed=0):
@@ -644,6 +698,7 @@ def summarise(records):
         names = sorted({name for record in done for name, value in record["scores"].items()
                         if value is not None and math.isfinite(value)})
         row = {"method": method, "budget": budget, "runs": len(group), "failed": len(group) - len(done),
+               "items": len({record["item"] for record in group}), "seeds": len({record["seed"] for record in group}),
                "mean": {}, "low": {}, "high": {}, "median": {}, "per_item": {},
                "rows": group[0]["rows"], "steps": group[0]["config"].get("steps"),
                "cost": {key: float(np.mean([record["cost"][key] for record in group])) for key in group[0]["cost"]},
@@ -674,15 +729,19 @@ LARGER_IS_BETTER = ("psnr_aligned",)
 def to_text(summary, columns=COLUMNS):
     """The table for a terminal, best rows first.
 
-    Mean and 95 % interval of the metric, its paired difference to the base method, means of the other scores, costs.
+    Mean and 95 % interval of the metric, its paired difference to the base method, means of the other scores, costs;
+    costs that no row has are left out.
     """
+    spent = [name for name in ("network", "offline") if any(row["cost"][name] for row in summary["table"])]
     found = set().union(*(row["mean"] for row in summary["table"]))
     columns, wide = [summary["metric"], *(name for name in columns if name in found)], 24
     sign = -1.0 if columns[0] in LARGER_IS_BETTER else 1.0
     against = f"minus {summary['base']}, paired"
-    lines = [f"{'method':12s} {'budget':>8s} {'rows':>5s} {'steps':>5s} {'failed':>7s} {columns[0]:>{wide}s} "
-             f"{against:>{wide}s} {'median':>8s}" + "".join(f" {name[:12]:>12s}" for name in columns[1:])
-             + f" {'F':>9s} {'depth':>8s} {'denoiser':>9s} {'seconds':>8s}"]
+    lines = [f"{'method':12s} {'budget':>8s} {'rows':>5s} {'steps':>5s} {'runs':>5s} {'failed':>6s} "
+             f"{columns[0]:>{wide}s} {against:>{wide}s} {'median':>8s}"
+             + "".join(f" {name[:12]:>12s}" for name in columns[1:])
+             + f" {'F':>9s} {'depth':>8s} {'denoiser':>9s}" + "".join(f" {name:>8s}" for name in spent)
+             + f" {'seconds':>8s} {'own %':>6s}"]
 
     def number(value):
         return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"
@@ -696,18 +755,20 @@ def to_text(summary, columns=COLUMNS):
                                                                  sign * row["mean"].get(columns[0], sign * math.inf))):
         error = interval(*(row[kind].get(columns[0], math.nan) for kind in ("mean", "low", "high")))
         difference = "" if row["method"] == summary["base"] else interval(*row.get("difference", (None,) * 3), "+")
-        cost = row["cost"]
+        cost, runs = row["cost"], f"{row['items']}x{row['seeds']}"
         lines.append(f"{row['method']:12s} {row['budget']:8d} {row['rows']:5d} {row['steps'] or '-':>5} "
-                     f"{row['failed']:3d}/{row['runs']:<3d} {error:>{wide}s} {difference:>{wide}s} "
+                     f"{runs:>5s} {row['failed']:6d} {error:>{wide}s} {difference:>{wide}s} "
                      f"{number(row['median'].get(columns[0])):>8s}"
                      + "".join(f" {number(row['mean'].get(name)):>12s}" for name in columns[1:])
-                     + f" {cost['forward_equivalents']:9.0f} {cost['depth']:8.0f} {cost['denoiser']:9.0f} "
-                       f"{cost['seconds']:8.2f}")
+                     + f" {cost['forward_equivalents']:9.0f} {cost['depth']:8.0f} {cost['denoiser']:9.0f}"
+                     + "".join(f" {cost[name]:8.0f}" for name in spent)
+                     + f" {cost['seconds']:8.2f} {cost['own_percent']:6.1f}")
     for name, row in summary["known"].items():
-        lines.append(f"{name:41s} {number(row['mean'].get(columns[0])):>{wide}s} "
+        lines.append(f"{name:46s} {number(row['mean'].get(columns[0])):>{wide}s} "
                      f"{interval(*row.get('difference', (None,) * 3), '+'):>{wide}s}")
-    lines.append(f"mean over {summary['items']} items x {summary['seeds']} seeds [95 % bootstrap-t over items]; "
-                 f"F = forward calls + {summary['c_vjp']:g} x forward VJPs; seconds: one run, machine shared")
+    lines.append(f"runs: items x seeds, means over them [95 % bootstrap-t over items]; F = forward calls + "
+                 f"{summary['c_vjp']:g} x forward VJPs; seconds: one run, machine shared; own %: share of the method's "
+                 "arithmetic, without forward model and networks, in its wall time")
     return "\n".join(lines)
 
 
@@ -715,19 +776,19 @@ def to_csv(summary):
     """Every number of the table, one line per method, budget and score."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["method", "budget", "runs", "failed", "score", "mean", "low", "high", "median",
-                     "forward_equivalents", "depth", "denoiser", "seconds"])
+    costs = ("forward_equivalents", "depth", "denoiser", "network", "offline", "seconds", "own_percent")
+    writer.writerow(["method", "budget", "items", "seeds", "failed", "score", "mean", "low", "high", "median", *costs])
     for name, row in summary["known"].items():
         for score_name, mean in row["mean"].items():
-            writer.writerow([name, "", "", "", score_name, mean] + [""] * 7)
+            writer.writerow([name, "", "", "", "", score_name, mean, *[""] * (3 + len(costs))])
     for row in summary["table"]:
-        cost = [row["cost"][key] for key in ("forward_equivalents", "depth", "denoiser", "seconds")]
+        cost = [row["cost"][key] for key in costs]
+        start = [row[key] for key in ("method", "budget", "items", "seeds", "failed")]
         for name in row["mean"] or [""]:
-            writer.writerow([row["method"], row["budget"], row["runs"], row["failed"], name,
-                             *(row[kind].get(name, "") for kind in ("mean", "low", "high", "median")), *cost])
+            values = [row[kind].get(name, "") for kind in ("mean", "low", "high", "median")]
+            writer.writerow([*start, name, *values, *cost])
         if "difference" in row:
-            writer.writerow([row["method"], row["budget"], row["runs"], row["failed"],
-                             f"{summary['metric']} minus {summary['base']}", *row["difference"], "", *cost])
+            writer.writerow([*start, f"{summary['metric']} minus {summary['base']}", *row["difference"], "", *cost])
     return file.getvalue()
 
 

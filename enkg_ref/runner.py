@@ -42,7 +42,7 @@ def run_ensemble(build, options, k, folder, report=None):
     folder = Path(folder)
     saved, history = folder / f"ensemble-{k}.npz", folder / f"ensemble-{k}.jsonl"
     ledger = Ledger()
-    with _alone(folder / f"ensemble-{k}.lock"):
+    with alone(folder / f"ensemble-{k}.lock", folder.parent):
         _run(build, options, k, saved, history, ledger, report)
 
 
@@ -121,8 +121,11 @@ def _in_worker(parent, build, options, k, folder):
 
 
 @contextlib.contextmanager
-def _alone(path):
-    """Hold the lock file while the block runs; ValueError if another process holds it. Falls with its process."""
+def alone(path, out):
+    """Hold the lock file while the block runs; ValueError if another process holds it. Falls with its process.
+
+    out : the output folder that the message names
+    """
     try:
         import fcntl
     except ImportError:  # no such locks on this system
@@ -132,7 +135,7 @@ def _alone(path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"out: got {path.parent.parent}, where another process is at work, expected it finished "
+            raise ValueError(f"out: got {out}, where another process is at work, expected it finished "
                              "or another folder") from None
         yield
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from enkg_ref import Gaussian, arena
+from enkg_ref import Gaussian, arena, runner
 from enkg_ref.ledger import PARTS
 from enkg_ref.reference import Reference
 from problems.linear_gaussian import linear_gaussian
@@ -16,9 +16,9 @@ RUNNABLE = [name for name in arena.METHODS if name != "deft"]
 
 def item(seed, **changes):
     problem = linear_gaussian("A", seed=seed)
-    given = {"denoise_vjp": problem.denoise_vjp, "reference": Reference.gaussian(problem.mu, problem.Sigma),
-             "known": {"posterior mean": problem.posterior[0]}, **changes}
-    return arena.Item(problem, Gaussian(problem.observation.y, problem.observation.noise), problem.denoise, **given)
+    given = {"denoise": problem.denoise, "denoise_vjp": problem.denoise_vjp,
+             "reference": Reference.gaussian(problem.mu, problem.Sigma), "known": {"posterior mean": problem.posterior[0]}, **changes}
+    return arena.Item(problem, Gaussian(problem.observation.y, problem.observation.noise), **given)
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -32,9 +32,16 @@ def coverage_of(interval, repetitions=2000):
     return inside / repetitions
 
 
+def percentile_bootstrap(scores, resamples):
+    values = scores.mean(axis=1)
+    draws = np.random.default_rng(0).integers(0, len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return values.mean(), low, high
+
+
 def test_the_studentised_interval_covers_what_it_says_and_the_percentile_interval_does_not():
     assert 0.93 <= coverage_of(arena.bootstrap_t) <= 0.965
-    assert coverage_of(arena.percentile_bootstrap) < 0.92
+    assert coverage_of(percentile_bootstrap) < 0.92
 
 
 def test_seeds_of_an_item_are_one_draw():
@@ -69,6 +76,39 @@ def test_a_method_spends_its_budget_and_not_more(name):
         assert record["status"] == "done"
         assert 0.6 * budget < spent <= budget
         assert record["cost"]["forward_equivalents"] == pytest.approx(spent)
+
+
+def test_a_gradient_costs_what_it_takes_beside_its_value_and_at_least_another_value():
+    import time
+
+    def slow(seconds):
+        def call(x, v=None):
+            time.sleep(seconds)
+            return x if v is None else (x, v)[0]
+        return call
+
+    it = item(0)
+
+    def priced(seconds):
+        return arena.vjp_cost(arena.Item(arena._Counted(it.problem, slow(0.01), slow(seconds)), it.likelihood, None))
+
+    assert priced(0.03) == pytest.approx(2.0, rel=0.2)  # a value computed anew, then the way back: 3 in all
+    assert priced(0.01) == 1.0
+    assert arena.vjp_cost(arena.Item(arena._Counted(it.problem, slow(0.01), None), it.likelihood, None)) == 0.0
+
+
+@pytest.mark.parametrize("name", ["dps", "forward-gsg", "central-gsg"])
+def test_a_strength_is_a_factor_on_the_default_guidance(name):
+    default, third = (arena.METHODS[name].plan(item(0), 500, 1.0, 0, settings)[0].config.guidance
+                      for settings in ({}, {"strength": 0.3}))
+    assert third == pytest.approx(0.3 * default) and default > 0
+
+
+def test_no_candidate_is_the_default_under_another_name():
+    for name, candidates in arena.CANDIDATES.items():
+        configs = [arena.METHODS[name].plan(item(0), 2000, 1.0, 0, settings)[0].config.describe()
+                   for settings in candidates]
+        assert len(candidates) == 4 and all(a != b for k, a in enumerate(configs) for b in configs[:k]), name
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -143,7 +183,7 @@ def test_the_tables_hold_the_same_numbers(tmp_path):
     summary = arena.compare([item(0), item(1), item(2)], ["enkg", "mmps"], [200], 2, tmp_path / "a", c_vjp=1.0)
     lines = [line.split(",") for line in (tmp_path / "a" / "table.csv").read_text().splitlines()]
     row = next(r for r in summary["table"] if r["method"] == "mmps")
-    value = next(line[5] for line in lines if line[0] == "mmps" and line[4] == "relative_l2_of_mean")
+    value = next(line[6] for line in lines if line[0] == "mmps" and line[5] == "relative_l2_of_mean")
     assert float(value) == row["mean"]["relative_l2_of_mean"]
     assert f"{row['mean']['relative_l2_of_mean']:.4g}" in (tmp_path / "a" / "table.txt").read_text()
     assert summary["known"]["zero field"]["mean"]["relative_l2_of_mean"] == pytest.approx(1.0)
@@ -154,12 +194,65 @@ def test_the_tables_hold_the_same_numbers(tmp_path):
     assert row["runs"] == 6 and len(row["files"]) == 6 and (tmp_path / "a" / row["files"][0]).exists()
 
 
+def test_what_a_correction_network_costs_is_in_the_record_and_in_every_table(tmp_path):
+    def correction(x, denoised, sigma):
+        return 0.0 * x
+
+    correction.offline_forward, correction.sha256 = 77, "first"
+    items = [item(0, correction=correction)]
+    arena.compare(items, ["deft", "eki"], [200], 1, tmp_path / "a", c_vjp=1.0)
+    record = next(json.loads(path.read_text()) for path in (tmp_path / "a" / "runs").glob("deft*"))
+    rows = record["rows"]
+    assert record["ledger"]["net_total"] == record["ledger"]["den_total"] == 100 * rows
+    assert record["ledger"]["phys_net"] == 200 * rows
+    assert record["cost"]["network"] == 100 * rows and record["cost"]["offline"] == 77
+    head, *lines = (line.split(",") for line in (tmp_path / "a" / "table.csv").read_text().splitlines())
+    line = next(line for line in lines if line[0] == "deft")
+    assert float(line[head.index("network")]) == 100 * rows and float(line[head.index("offline")]) == 77
+    text = (tmp_path / "a" / "table.txt").read_text().splitlines()
+    assert text[0].split()[-5:] == ["network", "offline", "seconds", "own", "%"]
+    assert next(line for line in text if line.startswith("deft")).split()[-4:-2] == [str(100 * rows), "77"]
+    correction.sha256 = "trained anew"
+    arena.compare(items, ["deft", "eki"], [200], 1, tmp_path / "a", c_vjp=1.0)
+    runs = tmp_path / "a" / "runs"
+    assert len(list(runs.glob("deft*"))) == 2 and len(list(runs.iterdir())) == 3
+
+
+def test_the_share_of_a_methods_own_arithmetic_leaves_out_model_and_prior():
+    import time
+
+    it = item(0)
+
+    def waits(call):
+        def slow(*args):
+            time.sleep(0.02)
+            return call(*args)
+        return slow
+
+    waiting = item(0, denoise=waits(it.denoise))
+    assert 0 < arena.run(waiting, "enkg", 300, 0, 1.0)["cost"]["own_percent"] < 30
+    assert 30 < arena.run(it, "enkg", 300, 0, 1.0)["cost"]["own_percent"] < 100
+
+
+def test_rows_of_different_size_are_tabulated_together(tmp_path):
+    items = [item(0), item(1)]
+    arena.compare(items, ["eki"], [50], 2, tmp_path / "a", c_vjp=1.0)
+    arena.compare(items[:1], ["eki", "enkg"], [300], 1, tmp_path / "a", c_vjp=1.0)
+    records = [arena.read_record(path) for path in sorted((tmp_path / "a" / "runs").iterdir())]
+    summary = arena.tabulate(records, arena.known_rows(items), {"identity": {"problem": "x"}, "c_vjp": 1.0,
+                                                                 "metric": "relative_l2_of_mean"}, tmp_path)
+    assert {(row["method"], row["budget"]): (row["items"], row["seeds"], row["runs"]) for row in summary["table"]} == {
+        ("eki", 50): (2, 2, 4), ("eki", 300): (1, 1, 1), ("enkg", 300): (1, 1, 1)}
+    assert (summary["items"], summary["seeds"]) == (2, 2) and (tmp_path / "table.csv").exists()
+
+
 def test_a_run_that_diverges_stays_in_the_table(tmp_path):
     settings = {"diffpir": {"lam": 1e-3}}
     summary = arena.compare([item(0)], ["diffpir", "eki"], [200], 1, tmp_path / "a", settings, c_vjp=1.0)
     row = next(r for r in summary["table"] if r["method"] == "diffpir")
     assert row["failed"] == row["runs"] == 1
-    assert "1/1" in (tmp_path / "a" / "table.txt").read_text()
+    line = next(line for line in (tmp_path / "a" / "table.txt").read_text().splitlines() if line.startswith("diffpir"))
+    assert line.split()[4:6] == ["1x1", "1"]
 
 
 def test_tuning_keeps_the_best_of_its_candidates_and_counts_them(tmp_path):
@@ -169,7 +262,63 @@ def test_tuning_keeps_the_best_of_its_candidates_and_counts_them(tmp_path):
     assert all(trial["forward_equivalents"] > 0 for trial in trials)
 
 
+def test_a_killed_tuning_goes_on_and_that_of_another_problem_is_refused(tmp_path, monkeypatch):
+    calls, run = [], arena.run
+
+    def killed_at_the_third(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(arena, "run", killed_at_the_third)
+    candidates = [{"guidance": 0.01}, {"guidance": 0.03}]
+    given = {"c_vjp": 1.0, "candidates": candidates, "about": {"prior": "one"}}
+    with pytest.raises(KeyboardInterrupt):
+        arena.tune([item(7), item(8)], "dps", 200, tmp_path, **given)
+    _, trials = arena.tune([item(7), item(8)], "dps", 200, tmp_path, **given)
+    assert len(calls) == 3 + 2 and len(trials) == 2
+    for items, about in (([item(7), item(9)], {"prior": "one"}), ([item(7), item(8)], {"prior": "two"})):
+        with pytest.raises(ValueError, match="out: got .*, a comparison with (data|prior)"):
+            arena.tune(items, "dps", 200, tmp_path, **{**given, "about": about})
+    assert len(calls) == 5
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
+def test_a_damaged_record_is_named(tmp_path):
+    arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+    record = next((tmp_path / "a" / "runs").iterdir())
+    whole = record.read_text()
+    for damaged, why in ((whole[:40], "damaged file"), ("{}", "it lacks budget"), ("[1]", "it lacks")):
+        record.write_text(damaged)
+        with pytest.raises(ValueError, match=why) as refusal:
+            arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+        assert str(record) in str(refusal.value)
+    record.unlink()
+    arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+    (tmp_path / "a" / "arena.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged file .*arena.json"):
+        arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+
+
+def test_the_price_of_a_gradient_is_kept_and_another_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(arena, "vjp_cost", lambda item: 1.25)
+    assert arena.compare([item(0)], ["dps"], [100], 1, tmp_path / "a")["c_vjp"] == 1.25
+    monkeypatch.setattr(arena, "vjp_cost", lambda item: 1e9)  # measured anew, no budget would pay a step
+    assert arena.compare([item(0)], ["dps"], [100], 1, tmp_path / "a")["c_vjp"] == 1.25
+    with pytest.raises(ValueError, match="c_vjp: got 2 for .*, a comparison with 1.25"):
+        arena.compare([item(0)], ["dps"], [100], 1, tmp_path / "a", c_vjp=2.0)
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+    with runner.alone(tmp_path / "a" / "arena.lock", tmp_path / "a"):
+        with pytest.raises(ValueError, match="out: got .*, where another process is at work"):
+            arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+    arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+
+
 @pytest.mark.parametrize("methods, changes, message", [
     (["enkg", "enkgg"], {}, "methods: got 'enkgg', expected some of enkg"),
     (["eki", "enkg", "eki"], {}, "methods: got eki twice"),

@@ -1,5 +1,6 @@
 """``enkg compare`` and ``enkg solve --method`` as a person meets them: tables on disk, one sentence for bad input."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import numpy as np
 import pytest
 
 from enkg_ref import arena, cli, ledger, report
+from enkg_ref.reference import file_sha256
+from onnx_priors import manifest
+from problems.black_hole import black_hole
+from problems.linear_gaussian import linear_gaussian
+from problems.navier_stokes import navier_stokes
 
 FAST = ["enkg", "enkg-r", "eki", "scg", "dpg", "forward-gsg", "central-gsg", "dps", "diffpir", "mmps", "pnpdm", "blade"]
 
@@ -58,6 +64,61 @@ def test_a_comparison_goes_on_where_it_was_killed(here, monkeypatch):
     assert [row["mean"] for row in tables[0]] == [row["mean"] for row in tables[1]]
 
 
+def test_a_killed_tuning_goes_on_and_a_foreign_folder_is_refused_before_anything_is_computed(here, monkeypatch, capsys):
+    calls, run = [], arena.run
+
+    def killed_at_the_third(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(arena, "run", killed_at_the_third)
+    command = ("linear-gaussian", "--methods", "eki", "--budget", 40, "--seeds", 1, "--items", 1, "--tune", "--quiet",
+               "--out", "out")
+    assert compare(*command) == 130
+    assert len(list(Path("out/tuning").rglob("runs/*.json"))) == 2 and not list(Path("out/runs").iterdir())
+    capsys.readouterr()
+    assert compare(*command, "--noise", 0.7) == 2  # the killed tuning of another comparison
+    assert "out: got out, a comparison with data" in capsys.readouterr().err and len(calls) == 3
+    Path("other").mkdir()
+    Path("other/letter.txt").write_text("dear")
+    assert compare(*command[:-1], "other") == 2 and len(calls) == 3
+    assert [path.name for path in Path("other").iterdir()] == ["letter.txt"]
+    assert compare(*command) == 0
+    assert len(calls) == 3 + 6 + 1  # four candidates on two items, two of them done; one run of the table
+
+
+def test_what_a_comparison_is_of_is_recorded_and_nothing_of_it_may_change(here, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    command = ("navier-stokes", "--methods", "scg", "--budget", 8, "--noise", 0.55, "--seeds", 1, "--items", 1, "--out",
+               "out", "--quiet")
+    assert compare(*command) == 0
+    identity = json.loads(Path("out/arena.json").read_text())["identity"]
+    facts = manifest.read_manifest()["navier-stokes-32"]
+    assert identity["prior_sha256"] == facts["denoiser"]["sha256"]
+    assert identity["reference_sha256"] == file_sha256(manifest.WEIGHTS / "navier-stokes-32.reference.npz")
+    assert identity["version"] == cli.__version__
+    assert {key: identity[key] for key in ("fft", "size", "noise", "data_solver")} == {
+        "fft": "scipy", "size": 32, "noise": 0.55, "data_solver": "same"}
+    capsys.readouterr()
+    monkeypatch.setattr(cli, "__version__", "99")
+    assert compare(*command) == 2 and "a comparison with version = " in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(cli, "file_sha256", lambda path: "another file")
+    assert compare(*command) == 2 and "a comparison with prior_sha256 = " in capsys.readouterr().err
+
+
+def test_the_arguments_that_a_comparison_assumes_are_the_defaults_of_the_problems():
+    defaults = {problem: {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
+                for problem, build in (("linear-gaussian", linear_gaussian), ("navier-stokes", navier_stokes),
+                                       ("black-hole", black_hole))}
+    defaults["black-hole"]["noise_mode"] = defaults["black-hole"]["noise"]
+    for problem, arguments in cli.ARGUMENTS.items():
+        assert arguments == {name: defaults[problem][name] for name in arguments}
+
+
 def test_tuning_is_told_and_uses_items_that_no_table_has(here, capsys):
     assert compare("linear-gaussian", "--methods", "eki", "--budget", 100, "--seeds", 1, "--items", 1, "--tune",
                    "--out", "out") == 0
@@ -83,8 +144,8 @@ BAD = [
     (["linear-gaussian", "--methods", "eki,dpg", "--budget", "9"], "budget: got 9 forward calls for dpg, expected at "
      "least 30"),
     (["linear-gaussian", "--methods", "deft"], "methods: deft needs a trained correction network"),
-    (["navier-stokes", "--prior", "navier-stokes-32-gaussian", "--methods", "enkg-r"], "methods: enkg-r needs a Gaussian "
-     "reference"),
+    (["navier-stokes", "--prior", "navier-stokes-32-gaussian", "--methods", "enkg-r"], "methods: enkg-r needs a "
+     "Gaussian reference"),
     (["m87", "--methods", "enkg"], "problem: got m87, whose truth nobody knows"),
     (["linear-gausian", "--methods", "enkg"], "did you mean linear-gaussian"),
     (["linear-gaussian", "--methods", "eki", "--budget", "1,x"], "got '1,x', expected whole numbers"),
