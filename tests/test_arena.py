@@ -17,7 +17,8 @@ RUNNABLE = [name for name in arena.METHODS if name != "deft"]
 def item(seed, **changes):
     problem = linear_gaussian("A", seed=seed)
     given = {"denoise": problem.denoise, "denoise_vjp": problem.denoise_vjp,
-             "reference": Reference.gaussian(problem.mu, problem.Sigma), "known": {"posterior mean": problem.posterior[0]}, **changes}
+             "reference": Reference.gaussian(problem.mu, problem.Sigma),
+             "known": {"posterior mean": problem.posterior[0]}, **changes}
     return arena.Item(problem, Gaussian(problem.observation.y, problem.observation.noise), **given)
 
 
