@@ -4,6 +4,11 @@ Each function below is one statement of THEORY.md. It runs the library (`ensembl
 chosen array back-end and compares with an oracle written here on the host: plain loops, closed forms, exact posteriors.
 It returns (measured, instances); ``measured`` is the worst deviation, or the quantity the claim bounds. A *finding* is
 a claim one would like to make and cannot: the line shows the counterexample, and fails only if it does not reproduce.
+
+What is expected is a bound that the mathematics gives, or about ten times the rounding error found in float64; where
+the claim is about an average over random problems, ``measured`` is the end of its 95 % confidence interval that the
+claim must hold for. Every back-end sees the same problems; the random instances of one step are a twentieth where each
+call is slow.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import numpy as np
 from ._xp import to_numpy
 from .diffusion import edm_sigmas
 from .enkg import PRESETS, Config, EnKG, solve
-from .ensemble import constant, correct, frobenius, trace
+from .ensemble import anomalies, constant, correct, frobenius, trace
 from .extensions import TemperedEnKG, mean_discrepancy, particle_discrepancy
 from .likelihood import Gaussian
 from .regressed import condition
@@ -61,7 +66,7 @@ class Library:
         if backend == "cupy" and not self.xp.is_available():
             raise ValueError("backend: cupy found no CUDA device, expected one")
         self.name = backend
-        self.thinning = 1 if backend == "numpy" else 20  # random instances: a twentieth where each call is slow
+        self.thinning = 1 if backend == "numpy" else 20
 
     def array(self, host, dtype="float64"):
         return self.xp.asarray(np.array(host, dtype=dtype), dtype=getattr(self.xp, dtype))
@@ -261,6 +266,11 @@ def _worst(values):
     return float(np.max(np.fromiter((float(value) for value in values), dtype=np.float64)))
 
 
+def _limit_of_mean(values, side):
+    """One-sided 95 % confidence limit (``side`` +1 upper, -1 lower) of the mean of eight independent values."""
+    return float(np.mean(values) + side * 1.8946 * np.std(values, ddof=1) / math.sqrt(8))  # Student's t, 7 degrees
+
+
 def _instances(library, rng, count, measure):
     """Worst value of ``measure(rng)`` over (count / thinning) random instances."""
     count = max(10, count // library.thinning)
@@ -281,7 +291,7 @@ def _by_loops(X, G, y, P, gamma):
             for j in range(J)], norm
 
 
-@statement("T4-T6", "update equals the literal double sum over particles", 1e-12)
+@statement("T4-T6", "update equals the literal double sum over particles", 5e-15)
 def _update_is_the_double_sum(library):
     def measure(rng):
         X, G, y, Gamma = _case(rng, SHAPES[rng.integers(5)])
@@ -292,9 +302,9 @@ def _update_is_the_double_sum(library):
     return _instances(library, np.random.default_rng(1), 60, measure)
 
 
-@statement("T6a=T6b", "pairwise and low-rank forms agree, and their ||K||_F (I12)", 1e-12)
+@statement("T6a=T6b", "pairwise and low-rank forms agree, and their ||K||_F (I12)", 5e-15)
 def _both_forms_agree(library):
-    from .ensemble import anomalies, coefficients, update_lowrank, update_pairwise
+    from .ensemble import coefficients, update_lowrank, update_pairwise
 
     def measure(rng):
         X, G, y, Gamma = _case(rng)
@@ -310,23 +320,78 @@ def _both_forms_agree(library):
     return _instances(library, np.random.default_rng(2), 200, measure)
 
 
-@statement("T9", "mean squared pair distance = 2 tr C_xx", 1e-14)
-def _pair_distance(library):
-    def measure(rng):
-        X = _case(rng)[0]
-        pairs = np.mean(np.sum((X[:, None] - X[None]) ** 2, axis=2))
-        return abs(pairs / (2 * spread(X)[1]) - 1)
+def _random_step(library, rng, dtype="float64"):
+    """A random case as ``dtype`` holds it, and the library's correction of it: (X, G, y, Gamma, X+, w, ||K||_F)."""
+    X, G, y, Gamma = _case(rng)
+    X, G = (to_numpy(library.array(v, dtype)).astype(np.float64) for v in (X, G))
+    rule, gamma = RULES[("frobenius", "trace")[rng.integers(2)]], 2 * (1 - rng.random())
+    X_new, w, norm, *_ = library.correct(X, G, y, Gamma, rule(gamma), dtype)
+    return X, G, y, Gamma, X_new.astype(np.float64), w, norm
 
-    return _instances(library, np.random.default_rng(3), 200, measure)
+
+def _size(X, X_new):
+    """Norm that the rounding of one step is measured against."""
+    return math.sqrt(np.sum(X * X) + np.sum(X_new * X_new))
+
+
+def _pair_distance(library, X, dtype="float64"):
+    pairs = np.mean(np.sum((X[:, None] - X[None]) ** 2, axis=2))
+    Z = to_numpy(anomalies(library.array(X, dtype))).astype(np.float64)
+    return abs(pairs * len(X) / (2 * np.sum(Z * Z)) - 1)
+
+
+def _anomalies_contract(q, X, X_new, w, norm):
+    return _relative(spread(X_new)[0], q["Z"] - w * q["S"] @ q["Z"], _size(X, X_new))
+
+
+def _mean_moves(q, X, X_new, w, norm):
+    move = w * q["C_xy"] @ q["P"] @ q["E"].mean(0)
+    return _relative(X_new.mean(0), X.mean(0) - move, _size(X, X_new) / math.sqrt(len(X)))
+
+
+def _spread_changes(q, X, X_new, w, norm):
+    V, V_new = spread(X)[1], spread(X_new)[1]
+    A = q["C_xy"] @ q["P"]
+    first, second = np.trace(A @ q["C_xy"].T), np.trace(A @ q["C_yy"] @ A.T)
+    lam = np.linalg.eigvalsh(q["S"])[-1]
+    exact = abs(V_new - (V - 2 * w * first + w * w * second))
+    return max(exact, V_new - (V - w * (2 - w * lam) * first)) * len(X) / _size(X, X_new) ** 2
+
+
+def _norm_identity(q, X, X_new, w, norm):
+    e = q["P"] @ q["E"].mean(0)
+    squared = np.sum(q["S"] ** 2) + e @ q["C_yy"] @ e
+    return max(abs(norm**2 / squared - 1), np.linalg.eigvalsh(q["S"])[-1] / norm - 1)
+
+
+def _covariance_excess(X, X_new):
+    """Largest eigenvalue of C_xx+ - C_xx, relative to the rounding it is made of."""
+    Z, Z_new = X - X.mean(0), X_new - X_new.mean(0)
+    return np.linalg.eigvalsh(Z_new.T @ Z_new - Z.T @ Z)[-1] / _size(X, X_new) ** 2
+
+
+def _move_excess(X, X_new, w, norm):
+    """||X+ - X||_F beyond w ||K||_F ||Z||_2, which is gamma ||Z||_2 under the Frobenius rule."""
+    return (np.linalg.norm(X_new - X) - w * norm * np.linalg.norm(X - X.mean(0), 2)) / _size(X, X_new)
+
+
+ONE_STEP = {
+    "T10": (_anomalies_contract, 5e-15, "anomalies: Z+ = (I - w S) Z for any psi"),
+    "T11": (_mean_moves, 1e-14, "mean: xbar+ = xbar - w C_xy Gamma^-1 ebar for any psi"),
+    "T12": (_spread_changes, 3e-15, "spread: V+ = V - 2w ||C_xy Gamma^-1/2||^2 + w^2 tr(...), and its bound"),
+    "T13": (_norm_identity, 1e-14, "||K||_F^2 = ||Cw||_F^2 + ebar' Gamma^-1 C_yy Gamma^-1 ebar >= lambda_max(S)^2"),
+}
+
+
+@statement("T9", "mean squared pair distance = 2 tr C_xx", 5e-15)
+def _spread_is_pair_distance(library):
+    return _instances(library, np.random.default_rng(3), 200, lambda rng: _pair_distance(library, _case(rng)[0]))
 
 
 def _one_step(quantity):
     def line(library):
         def measure(rng):
-            X, G, y, Gamma = _case(rng)
-            rule = RULES[("frobenius", "trace")[rng.integers(2)]]
-            gamma = 2 * rng.random()
-            X_new, w, norm, *_ = library.correct(X, G, y, Gamma, rule(gamma))
+            X, G, y, Gamma, X_new, w, norm = _random_step(library, rng)
             return quantity(moments(X, G, y, Gamma), X, X_new, w, norm)
 
         return _instances(library, np.random.default_rng(4), 200, measure)
@@ -334,66 +399,44 @@ def _one_step(quantity):
     return line
 
 
-@statement("T10", "anomalies: Z+ = (I - w S) Z for any psi", 1e-14)
-@_one_step
-def _anomalies_contract(q, X, X_new, w, norm):
-    return _relative(spread(X_new)[0], q["Z"] - w * q["S"] @ q["Z"], np.linalg.norm(X) + np.linalg.norm(X_new))
+for _name, (_quantity, _bound, _claim) in ONE_STEP.items():
+    statement(_name, _claim, _bound)(_one_step(_quantity))
 
 
-@statement("T11", "mean: xbar+ = xbar - w C_xy Gamma^-1 ebar for any psi", 1e-14)
-@_one_step
-def _mean_moves(q, X, X_new, w, norm):
-    move = w * q["C_xy"] @ q["P"] @ q["E"].mean(0)
-    return _relative(X_new.mean(0), X.mean(0) - move, np.linalg.norm(X) + np.linalg.norm(X_new))
+@statement("T9-T13", "the same five, Cor. 2 and Cor. 3 in float32", 5e-6)
+def _in_single_precision(library):
+    def measure(rng):
+        X, G, y, Gamma, X_new, w, norm = _random_step(library, rng, "float32")
+        q = moments(X, G, y, Gamma)
+        return _worst([_pair_distance(library, X, "float32"), _covariance_excess(X, X_new),
+                       _move_excess(X, X_new, w, norm),
+                       *(quantity(q, X, X_new, w, norm) for quantity, *_ in ONE_STEP.values())])
 
-
-@statement("T12", "spread: V+ = V - 2w ||C_xy Gamma^-1/2||^2 + w^2 tr(...), and its bound", 1e-14)
-@_one_step
-def _spread_changes(q, X, X_new, w, norm):
-    V, V_new = spread(X)[1], spread(X_new)[1]
-    A = q["C_xy"] @ q["P"]
-    first, second = np.trace(A @ q["C_xy"].T), np.trace(A @ q["C_yy"] @ A.T)
-    lam = np.linalg.eigvalsh(q["S"])[-1]
-    exact = abs(V_new - (V - 2 * w * first + w * w * second)) / V
-    return max(exact, (V_new - (V - w * (2 - w * lam) * first)) / V) * V / (V + np.sum(X.mean(0) ** 2))
-
-
-@statement("T13", "||K||_F^2 = ||Cw||_F^2 + ebar' Gamma^-1 C_yy Gamma^-1 ebar >= lambda_max(S)^2", 1e-14)
-@_one_step
-def _norm_identity(q, X, X_new, w, norm):
-    e = q["P"] @ q["E"].mean(0)
-    squared = np.sum(q["S"] ** 2) + e @ q["C_yy"] @ e
-    return max(abs(norm**2 / squared - 1) / 4, np.linalg.eigvalsh(q["S"])[-1] / norm - 1)
+    return _instances(library, np.random.default_rng(6), 200, measure)
 
 
 @functools.lru_cache(maxsize=2)
 def _any_psi(library):
-    """Worst of 10,000 random steps, rows (Loewner violations, trust-region ratio), both rules, 0 < gamma <= 2."""
+    """Worst of 10,000 random steps, both rules, 0 < gamma <= 2: growth of C_xx (Loewner order), move too long."""
     def measure(rng):
-        X, G, y, Gamma = _case(rng)
-        name, gamma = ("frobenius", "trace")[rng.integers(2)], 2 * (1 - rng.random())
-        X_new = library.correct(X, G, y, Gamma, RULES[name](gamma))[0]
-        (Z, V), (Z_new, _) = spread(X), spread(X_new)
-        rounding = 1e-13 * (V + np.sum(X.mean(0) ** 2) + np.sum(X_new.mean(0) ** 2))
-        grew = np.linalg.eigvalsh(Z.T @ Z - Z_new.T @ Z_new)[0] / len(X) < -rounding
-        ratio = np.linalg.norm(X_new - X) / (gamma * np.linalg.norm(Z, 2)) if name == "frobenius" else 0.0
-        return float(grew), ratio
+        X, *_, X_new, w, norm = _random_step(library, rng)
+        return _covariance_excess(X, X_new), _move_excess(X, X_new, w, norm)
 
     count = 10_000 // library.thinning
     rng = np.random.default_rng(5)
     return np.max([measure(rng) for _ in range(count)], axis=0), count
 
 
-@statement("Cor.2", "V and C_xx (Loewner order) never grow for 0 < gamma <= 2, both rules, any psi (violations)", 0)
+@statement("Cor.2", "C_xx, hence V, never grows (Loewner order), 0 < gamma <= 2, both rules, any psi (growth)", 1e-15)
 def _never_grows(library):
     worst, count = _any_psi(library)
     return worst[0], count
 
 
-@statement("Cor.3", "trust region, frobenius, any psi: ||X+ - X||_F/(gamma ||Z||_2)", 1 + 1e-12)
+@statement("Cor.3", "trust region, any psi: ||X+ - X||_F <= w ||K||_F ||Z||_2 (excess over it)", 5e-15)
 def _trust_region(library):
     worst, count = _any_psi(library)
-    return worst[1], count // 2
+    return worst[1], count
 
 
 def _sharp(gamma):
@@ -412,24 +455,25 @@ def _sharp(gamma):
 
 for _gamma, _ratio in ((2.5, 2.25), (3.5, 6.25)):
     statement("Cor.2 sharp", f"gamma = {_gamma} makes the spread grow, at most by (gamma - 1)^2 = {_ratio}",
-              _ratio + 1e-9, _ratio - 1e-9)(_sharp(_gamma))
+              _ratio * (1 + 1e-14), _ratio * (1 - 1e-14))(_sharp(_gamma))
 
 
 # ------------------------------------------------------------------------------------------------- limit and its rate
-@statement("Thm 4b", "residual held at 1, gamma = 1: n s_n -> 1 (algebraic collapse), n = 2000", 1.01, 0.99)
+@statement("Thm 4b", "residual held at 1, gamma = 1: n s_n -> 1, as 1/s_2n - 1/s_n - n -> ln 2 (n = 1000)",
+           math.log(2), math.log(2) - math.log(1000) / 1000)
 def _algebraic_law(library):
-    steps = 2000 if library.thinning == 1 else 300
+    # exactly 1/s+ = 1/s + s + sqrt(1 + s^2), hence 1/s_k = k + ln k + O(1): the sum of s_k over n .. 2n - 1 tends to
+    # ln 2 from below, and is within ln(n)/n of it
+    steps, inverse = 1000, []
     X = np.random.default_rng(9).standard_normal((16, 1))
-    for _ in range(steps):
-        X = library.correct(X, X, X.mean(0) - 1.0, 1.0, frobenius(1.0))[0]
-    # the next order: 1/s_n = n + ln(n)/2 + const is removed by differencing over the last half
-    half = math.sqrt(spread(X)[1])
-    for _ in range(steps):
-        X = library.correct(X, X, X.mean(0) - 1.0, 1.0, frobenius(1.0))[0]
-    return (1 / math.sqrt(spread(X)[1]) - 1 / half) / steps, 1
+    for _ in range(2):
+        for _ in range(steps):
+            X = library.correct(X, X, X.mean(0) - 1.0, 1.0, frobenius(1.0))[0]
+        inverse.append(1 / math.sqrt(spread(X)[1]))
+    return inverse[1] - inverse[0] - steps, 1
 
 
-@statement("Thm 4a", "trace rule, non-linear runs: V+/V <= 1 - gamma (2 - gamma) alpha_n (excess)", 1e-12)
+@statement("Thm 4a", "trace rule, non-linear runs: V+/V <= 1 - gamma (2 - gamma) alpha_n (excess)", 1e-15)
 def _decrement_by_alignment(library):
     def measure(rng):
         d, gamma = 4, 2 * rng.random()
@@ -478,7 +522,7 @@ def _linear_runs(library, measure, count=60, steps=12, shapes=((64, 24, 8), (20,
     return worst, count
 
 
-@statement("T14", "C+ = (I - w C A) C (I - w A C), A = H' Gamma^-1 H", 1e-12)
+@statement("T14", "C+ = (I - w C A) C (I - w A C), A = H' Gamma^-1 H", 2e-14)
 def _covariance_recursion(library):
     def measure(ensembles, sizes, H, c, y, Gamma, gamma, rule):
         A = H.T @ np.linalg.solve(Gamma, H)
@@ -510,7 +554,7 @@ def _trajectory(library):
     return _linear_runs(library, measure)
 
 
-@statement("T18", "step sizes and spectrum follow the scalar recursion", 1e-12)
+@statement("T18", "step sizes and spectrum follow the scalar recursion", 5e-13)
 def _recursion(library):
     def measure(ensembles, sizes, H, c, y, Gamma, gamma, rule):
         X = ensembles[0]
@@ -530,7 +574,7 @@ def _recursion(library):
     return _linear_runs(library, measure)
 
 
-@statement("T16", "unobserved covariance N is invariant", 1e-10)
+@statement("T16", "unobserved covariance N is invariant", 5e-14)
 def _null_covariance(library):
     def measure(ensembles, sizes, H, c, y, Gamma, gamma, rule):
         N = [schur_complement(np.cov(X.T, bias=True), H) for X in (ensembles[0], ensembles[-1])]
@@ -539,7 +583,7 @@ def _null_covariance(library):
     return _linear_runs(library, measure, steps=6, shapes=((64, 24, 8), (20, 12, 5)))
 
 
-@statement("T17 limit", "particles reach x_j + M_0 (y - c - H x_j), also J - 1 < m with dense Gamma", 1e-12)
+@statement("T17 limit", "particles reach x_j + M_0 (y - c - H x_j), also J - 1 < m with dense Gamma", 3e-14)
 def _limit(library):
     worst, shapes = 0.0, ((64, 24, 8), (6, 20, 9), (20, 12, 5))
     for seed, (J, d, m) in enumerate(shapes):
@@ -557,7 +601,7 @@ def _limit(library):
     return worst, len(shapes)
 
 
-@statement("T17 kappa", "kappa^2 (whitened pseudo-inverse) is invariant, also J - 1 < m", 1e-9)
+@statement("T17 kappa", "kappa^2 (whitened pseudo-inverse) is invariant, also J - 1 < m", 5e-13)
 def _kappa(library):
     def measure(ensembles, sizes, H, c, y, Gamma, gamma, rule):
         kappa2 = [mahalanobis_misfit(X, X @ H.T + c, y, Gamma) for X in (ensembles[0], ensembles[-1])]
@@ -567,8 +611,8 @@ def _kappa(library):
 
 
 def _contraction_excess(library, gamma_of, count=400):
-    worst, count = -math.inf, max(20, count // library.thinning)
-    for seed in range(count):
+    worst, steps = -math.inf, 0
+    for seed in range(max(20, count // library.thinning)):
         rng = np.random.default_rng([13, seed])
         r = int(rng.integers(1, 9))
         X, H, c, y, Gamma = _linear(rng, 24, 10, r, 1e6)
@@ -581,15 +625,16 @@ def _contraction_excess(library, gamma_of, count=400):
             _, _, norm_new, tau_new, _ = library.correct(X_new, X_new @ H.T + c, y, Gamma, RULES[rule](gamma))
             ratio = (norm_new / norm) ** 2 if rule == "frobenius" else tau_new / tau
             worst = np.maximum(worst, ratio - contraction_bound(gamma, len(lam), kappa2.sum(), rule, floor))
-    return worst, count
+            steps += 1
+    return worst, steps
 
 
-@statement("T19", "one-step contraction bound, 0 < gamma < 2, both rules (ratio - bound)", 1e-9)
+@statement("T19", "one-step contraction bound, 0 < gamma < 2, both rules (ratio - bound)", 5e-15)
 def _contraction(library):
     return _contraction_excess(library, lambda rng, rule, kappa2: (2 * rng.random(), 0.0))
 
 
-@statement("T19b", "frobenius contracts for gamma < 2 sqrt(1 + min kappa_i^2), also above 2 (ratio - bound)", 1e-9)
+@statement("T19b", "frobenius contracts for gamma < 2 sqrt(1 + min kappa_i^2), also above 2 (ratio - bound)", 2e-14)
 def _contraction_beyond_two(library):
     def gamma(rng, rule, kappa2):
         if rule == "trace":
@@ -599,7 +644,7 @@ def _contraction_beyond_two(library):
     return _contraction_excess(library, gamma)
 
 
-@statement("T19 rate", "||K||_F^2 ratio -> (1 - gamma/sqrt(r + kappa^2))^4 when that quotient is < 1/2", 1e-3)
+@statement("T19 rate", "||K||_F^2 ratio -> (1 - gamma/sqrt(r + kappa^2))^4 when that quotient is < 1/2", 1e-13)
 def _asymptotic_rate(library):
     X, H, c, y, Gamma = _linear(np.random.default_rng(14), 64, 24, 8)
     r_kappa = 8 + mahalanobis_misfit(X, X @ H.T + c, y, Gamma)
@@ -620,8 +665,7 @@ def _even_map_symmetric(library):
 
 def _share_that_stalls(library, draw, psi, y_of, steps):
     """Share of random ensembles whose V neither vanishes nor moves: V > .01 V_0, changed < 1 % in the last half."""
-    count = 12 if library.thinning == 1 else 6
-    stalled = 0
+    count, stalled = 12, 0
     for seed in range(count):
         rng = np.random.default_rng([31, seed])
         V, _ = _stall(library, draw(rng), psi, y_of(rng), steps)
@@ -629,14 +673,15 @@ def _share_that_stalls(library, draw, psi, y_of, steps):
     return stalled / count, count
 
 
-@statement("C1'", "psi = x^2, y = 5, random ensembles (J = 200): V stalls above 0 in this share of them", 1, 0.3, True)
+@statement("C1'", "psi = x^2, y = 5, twelve ensembles (J = 200): V stalls above 0 in this share (6 +- 1 of them)",
+           7 / 12, 5 / 12, True)
 def _even_map_generic(library):
     return _share_that_stalls(library, lambda rng: rng.standard_normal((200, 1)), lambda x: x**2,
                               lambda rng: [5.0], 150)
 
 
 @statement("C2", "psi = (x_0^2, x_1): var x_0 never changes while var x_1 collapses (var x_0 ratio)",
-           1 + 1e-12, 1 - 1e-12, True)
+           1 + 1e-14, 1 - 1e-14, True)
 def _one_even_coordinate(library):
     rng = np.random.default_rng(0)
     half = rng.standard_normal((50, 2))
@@ -645,7 +690,8 @@ def _one_even_coordinate(library):
     return last[:, 0].var() / X[:, 0].var() if last[:, 1].var() < 0.2 * X[:, 1].var() else math.nan, 1
 
 
-@statement("C3", "psi = x + 1.5 sin 2x, random y: V stalls above 0 in this share of random ensembles", 1, 0.3, True)
+@statement("C3", "psi = x + 1.5 sin 2x, random y, twelve ensembles: V stalls above 0 in this share (10 +- 1)",
+           11 / 12, 9 / 12, True)
 def _non_monotone_map(library):
     return _share_that_stalls(library, lambda rng: rng.standard_normal((64, 4)), lambda x: x + 1.5 * np.sin(2 * x),
                               lambda rng: rng.standard_normal(4), 150)
@@ -675,18 +721,19 @@ def _growth(gamma):
 
 for _gamma in (2.5, 3.5, 1.9, 2.0):
     statement("C5", f"one observation, ebar = 0, gamma = {_gamma}: V is multiplied by (1 - gamma)^2 per step",
-              (1 - _gamma) ** 2 * (1 + 1e-6), (1 - _gamma) ** 2 * (1 - 1e-6), True)(_growth(_gamma))
+              (1 - _gamma) ** 2 * (1 + 1e-14), (1 - _gamma) ** 2 * (1 - 1e-14), True)(_growth(_gamma))
 
 
-@statement("C6", "linear G with a null space: V -> tr N_0 > 0, not 0 (V_60/tr N_0)", 1 + 1e-6, 1 - 1e-6, True)
+@statement("C6", "linear G with a null space: V -> tr N_0 > 0, not 0 (V_60/tr N_0)", 1 + 4e-12, 1 - 4e-12, True)
 def _null_space(library):
     X, H, c, y, Gamma = _linear(np.random.default_rng(15), 64, 24, 8)
     ensembles, _ = library.loop(X, lambda x: x @ H.T + c, y, Gamma, frobenius(1.0), 60)
     return spread(ensembles[-1])[1] / np.trace(schur_complement(np.cov(X.T, bias=True), H)), 1
 
 
+# V+/V = sum p (1 - 400 p)^2 over the shares p of C_xx, sum p = 1: by convexity between three equal shares and one
 @statement("C7", "w = 1/tr C_yy without Gamma, sigma_y = .05: the spread explodes in one step (V+/V)",
-           math.inf, 100.0, True)
+           399.0**2, (400 / 3 - 1) ** 2, True)
 def _trace_without_gamma(library):
     X = np.random.default_rng(0).standard_normal((20, 3))
     w = float(1 / spread(X)[1])
@@ -701,7 +748,7 @@ def _long_linear_run(library, guard):
     return np.trace(N_new) / np.trace(N)
 
 
-@statement("C8", "after 400 updates rounding destroys the invariant N without a guard (tr N/tr N_0)", 0.5, 0.0, True)
+@statement("C8", "after 400 updates rounding destroys the invariant N without a guard (tr N/tr N_0)", 0.01, 0.0, True)
 def _rounding(library):
     return _long_linear_run(library, None), 1
 
@@ -711,8 +758,9 @@ def _rounding_guarded(library):
     return _long_linear_run(library, 64.0), 1
 
 
+# what is left after n steps is .18/n
 @statement("C9", "gamma = 2, kappa = 0: observed spread has a positive limit (lambda_1, from 1 .5 .2 .1)",
-           0.4831, 0.4821, True)
+           0.48263, 0.48261, True)
 def _reflection(library):
     steps, shown = 20_000, 300
     H = np.diag(np.sqrt([1.0, 0.5, 0.2, 0.1]))
@@ -759,11 +807,11 @@ def _affine(dtype):
     return line
 
 
-statement("Prop.1", "affine psi: update = -w C_xx H' Gamma^-1 (H x + c - y), float64", 1e-12)(_affine("float64"))
-statement("Prop.1", "the same in float32", 1e-5)(_affine("float32"))
+statement("Prop.1", "affine psi: update = -w C_xx H' Gamma^-1 (H x + c - y), float64", 5e-15)(_affine("float64"))
+statement("Prop.1", "the same in float32", 2e-6)(_affine("float32"))
 
 
-@statement("T21", "error of Prop. 1 = (1/J) sum z_k R_jk' Gamma^-1 e_j exactly", 1e-12)
+@statement("T21", "error of Prop. 1 = (1/J) sum z_k R_jk' Gamma^-1 e_j exactly", 2e-14)
 def _remainder_identity(library):
     def measure(rng):
         psi, jacobian = _network(rng)
@@ -818,7 +866,7 @@ def slope(quantity, rhos=(0.03, 0.01, 0.003, 0.001), instances=8):
     return float(np.mean([np.polyfit(np.log(rhos), row, 1)[0] for row in logs]))
 
 
-def _error_at(library, kind):
+def _slope_of_error(library, kind):
     def quantity(rng, rho):
         psi, jacobian = _network(rng)
         centre, Z, offset = rng.standard_normal(8), rng.standard_normal((64, 8)), rng.standard_normal(5)
@@ -838,10 +886,10 @@ def _error_at(library, kind):
             return np.median(size)
         return np.median(error / size) if kind == "relative" else np.median(error)
 
-    return lambda library_: (slope(quantity, instances=8 if library.thinning == 1 else 2),
-                             8 if library.thinning == 1 else 2)
+    return slope(quantity), 8
 
 
+# the next order in the spread, up to .03 here, moves a fitted exponent by as much
 for _kind, _order, _claim in (
         ("per particle", 3, "error of the correction per particle falls as spread^3"),
         ("size", 2, "the correction itself falls as spread^2"),
@@ -849,12 +897,13 @@ for _kind, _order, _claim in (
         ("no residual", 4, "y = psi(xc): error per particle falls as spread^4"),
         ("mean", 3, "error at the ensemble mean falls as spread^3"),
         ("mean, antithetic", 4, "the same, symmetric ensemble: spread^4")):
-    statement("Thm 7 slope", _claim, _order + 0.1, _order - 0.1)(
-        lambda library, kind=_kind: _error_at(library, kind)(library))
+    statement("Thm 7 slope", _claim, _order + 0.03, _order - 0.03)(
+        lambda library, kind=_kind: _slope_of_error(library, kind))
 
 
-def _at_fixed_spread(library, J, rng):
-    """rho = .3: median relative error per particle, and distance of C_xx^-1 C_xy to the averaged Jacobian (Stein)."""
+def _at_fixed_spread(library, J, seed):
+    """rho = .3: median relative error of the correction per particle."""
+    rng = np.random.default_rng([22, seed])
     psi, jacobian = _network(rng)
     centre = rng.standard_normal(8)
     X = centre + 0.3 * rng.standard_normal((J, 8))
@@ -862,11 +911,11 @@ def _at_fixed_spread(library, J, rng):
     return np.median(np.linalg.norm(left - right, axis=1) / np.linalg.norm(right, axis=1))
 
 
-@statement("Thm 7 J", "at fixed spread .3 more particles do not help: error(J = 2048)/error(J = 64)", 1.25, 0.8, True)
+@statement("Thm 7 J", "at spread .3 more particles do not help: error(J = 2048)/error(J = 64), were it sampling: .18",
+           math.inf, 0.7, True)
 def _no_gain_from_particles(library):
-    few = np.mean([_at_fixed_spread(library, 64, np.random.default_rng([22, s])) for s in range(6)])
-    many = np.mean([_at_fixed_spread(library, 2048, np.random.default_rng([22, s])) for s in range(6)])
-    return many / few, 12
+    ratios = [_at_fixed_spread(library, 2048, s) / _at_fixed_spread(library, 64, s) for s in range(8)]
+    return _limit_of_mean(ratios, -1), len(ratios)
 
 
 # ------------------------------------------------------------------------------------------- against exact posteriors
@@ -917,8 +966,9 @@ def set_up_b(seed, sigma_y):
     return GaussianProblem.draw(seed, 0.0, (1 + np.arange(128) / 4) ** -2.0, 4.0, 32, sigma_y)
 
 
+@functools.lru_cache
 def _run_a(library, seed, gamma, J=256, stop=None):
-    """Error to m_p relative to ||m_p - mu|| and misfit of the mean in units of sigma_y sqrt(m)."""
+    """Error to m_p relative to ||m_p - mu||, misfit of the mean in units of sigma_y sqrt(m), forward calls."""
     p = set_up_a(seed)
     denoise, forward, _ = p.functions(library)
     config = Config(particles=J, steps=80, guidance=gamma, stop=stop, window=None if gamma else (1, 0))
@@ -926,11 +976,7 @@ def _run_a(library, seed, gamma, J=256, stop=None):
                            np.random.default_rng([23, seed]).standard_normal((J, 32)))
     m_p = p.posterior()[0]
     return (np.linalg.norm(x.mean(0) - m_p) / np.linalg.norm(m_p - p.mu),
-            np.linalg.norm(p.H @ x.mean(0) - p.y) / (p.sigma_y * math.sqrt(8)), state)
-
-
-def _seeds(library, count):
-    return range(count if library.thinning == 1 else 1)
+            np.linalg.norm(p.H @ x.mean(0) - p.y) / (p.sigma_y * math.sqrt(8)), state.forward_calls)
 
 
 def exact_flow_run(library, J, seed, levels=60):
@@ -956,40 +1002,37 @@ def _exact_flow_deviation(library, which):
     return _relative(np.cov(last.T, bias=True), schur_complement(C, p.H)), 1
 
 
-statement("4.1 mean", "exact flow, 60 updates: ensemble mean = empirical noise-free posterior m_J", 1e-5)(
+statement("4.1 mean", "exact flow, 60 updates: ensemble mean = empirical noise-free posterior m_J", 1e-6)(
     lambda library: _exact_flow_deviation(library, "mean"))
-statement("4.1 cov", "exact flow, 60 updates: ensemble covariance = N_J", 1e-10)(
+statement("4.1 cov", "exact flow, 60 updates: ensemble covariance = N_J", 1e-12)(
     lambda library: _exact_flow_deviation(library, "covariance"))
 
 
-@statement("4.1 rate", "exact flow: distance to the noise-free posterior mean falls as J^slope", -0.35, -0.65)
+@statement("4.1 rate", "exact flow: distance to the noise-free posterior mean falls as J^slope (far end of 95 %)",
+           -0.4, -0.6)
 def _exact_flow_rate(library):
-    sizes = (64, 256, 1024, 4096)
-    errors = []
-    for J in sizes:
-        row = []
-        for seed in _seeds(library, 8):
-            _, last, p = exact_flow_run(library, J, seed)
-            row.append(np.linalg.norm(last.mean(0) - replace(p, sigma_y=0.0).posterior()[0]))
-        errors.append(math.log(np.mean(row)))
-    return np.polyfit(np.log(sizes), errors, 1)[0], len(sizes) * len(_seeds(library, 8))
+    sizes, slopes = (64, 512, 4096), []
+    for seed in range(8):
+        runs = [exact_flow_run(library, J, seed) for J in sizes]
+        errors = [np.linalg.norm(last.mean(0) - replace(p, sigma_y=0.0).posterior()[0]) for _, last, p in runs]
+        slopes.append(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
+    return max((_limit_of_mean(slopes, side) for side in (-1, 1)), key=lambda v: abs(v + 0.5)), len(sizes) * 8
 
 
-@statement("4.4 error", "Euler discretisation at collapse budget 3, set-up A: error to the posterior mean", 0.3)
+@statement("4.4 error", "Euler discretisation at collapse budget 3, set-up A: error to the posterior mean (95 %)", 0.3)
 def _budget_three(library):
-    return np.mean([_run_a(library, s, 0.085)[0] for s in _seeds(library, 5)]), len(_seeds(library, 5))
+    return _limit_of_mean([_run_a(library, s, 0.085)[0] for s in range(8)], 1), 8
 
 
-@statement("4.4 misfit", "the same: misfit of the ensemble mean in units of the noise", 1.0)
+@statement("4.4 misfit", "the same: misfit of the ensemble mean in units of the noise (95 %)", 0.4)
 def _budget_three_misfit(library):
-    return np.mean([_run_a(library, s, 0.085)[1] for s in _seeds(library, 5)]), len(_seeds(library, 5))
+    return _limit_of_mean([_run_a(library, s, 0.085)[1] for s in range(8)], 1), 8
 
 
-@statement("4.2", "set-up A: gamma = 2 ends farther from the posterior mean than no guidance (ratio)",
-           math.inf, 1.5, True)
+@statement("4.2", "set-up A: gamma = 2 ends farther from the posterior mean than no guidance (ratio, 95 %)",
+           math.inf, 4.0, True)
 def _shipped_gamma_is_worse(library):
-    guided, unguided = (np.mean([_run_a(library, s, g)[0] for s in _seeds(library, 5)]) for g in (2.0, 0.0))
-    return guided / unguided, 2 * len(_seeds(library, 5))
+    return _limit_of_mean([_run_a(library, s, 2.0)[0] / _run_a(library, s, 0.0)[0] for s in range(8)], -1), 8
 
 
 @statement("I7 / 4.5", "the published step ignores the noise level: X+ under Gamma and 1600 Gamma", 1e-13, 0.0, True)
@@ -1002,7 +1045,7 @@ def _noise_is_ignored(library):
     return _instances(library, np.random.default_rng(25), 100, measure)
 
 
-@statement("4.6a identity", "(1/J) sum ||e_j||^2 = ||ebar||^2 + tau: the particle discrepancy is the stricter", 1e-13)
+@statement("4.6a identity", "(1/J) sum ||e_j||^2 = ||ebar||^2 + tau: the particle discrepancy is the stricter", 1e-14)
 def _discrepancy_identity(library):
     def measure(rng):
         X, G, y, Gamma = _case(rng)
@@ -1015,30 +1058,27 @@ def _discrepancy_identity(library):
     return _instances(library, np.random.default_rng(26), 100, measure)
 
 
-@statement("4.6a error", "set-up A, gamma = 2 with discrepancy stop (mean): error to the posterior mean", 0.3)
+@statement("4.6a error", "set-up A, gamma = 2 with discrepancy stop (mean): error to the posterior mean (95 %)", 0.25)
 def _discrepancy_stop(library):
-    seeds = _seeds(library, 4)
-    return np.mean([_run_a(library, s, 2.0, 512, mean_discrepancy)[0] for s in seeds]), len(seeds)
+    return _limit_of_mean([_run_a(library, s, 2.0, 512, mean_discrepancy)[0] for s in range(8)], 1), 8
 
 
-@statement("4.6a calls", "set-up A, gamma = 2 with discrepancy stop (particles): share of the forward calls", 0.65, 0.5)
+# one call per guided level, half of all, is the least that a stop can leave
+@statement("4.6a calls", "the same with the particles' discrepancy, share of the forward calls (95 %)", 0.55, 0.5)
 def _discrepancy_calls(library):
-    seeds = _seeds(library, 4)
-    return np.mean([_run_a(library, s, 2.0, 256, particle_discrepancy)[2].forward_calls / 142 for s in seeds]), len(
-        seeds)
+    return _limit_of_mean([_run_a(library, s, 2.0, 256, particle_discrepancy)[2] / 142 for s in range(8)], 1), 8
 
 
 @functools.lru_cache(maxsize=2)
 def _tempered_run(library):
-    p = set_up_b(0, 0.5)
-    J = 2048 if library.thinning == 1 else 256
+    p, J = set_up_b(0, 0.5), 2048
     denoise, forward, _ = p.functions(library)
     x, _ = library.run(denoise, forward, Gaussian(p.y, p.sigma_y), Config(particles=J, steps=80),
                        np.random.default_rng(27).standard_normal((J, 128)), TemperedEnKG)
     return p, J, x
 
 
-@statement("4.6b SSR", "tempered step, set-up B, J = 2048, sigma_y = .5: spread-skill ratio", 1.15, 0.85)
+@statement("4.6b SSR", "tempered step, set-up B, J = 2048, sigma_y = .5: spread-skill ratio", 1.05, 0.95)
 def _tempered_spread(library):
     p, J, x = _tempered_run(library)
     m_p, Sigma_p = p.posterior()
@@ -1047,7 +1087,7 @@ def _tempered_spread(library):
     return math.sqrt((J + 1) / J * spread(x)[1] / skill), 1
 
 
-@statement("4.6b error", "the same: error to the posterior mean, relative to ||m_p||", 0.15)
+@statement("4.6b error", "the same: error to the posterior mean, relative to ||m_p||", 0.1)
 def _tempered_mean(library):
     p, J, x = _tempered_run(library)
     m_p = p.posterior()[0]
@@ -1079,7 +1119,7 @@ def _one_level(library, variances, H, noise, y, s, mean, P):
     return A @ shrink @ mean + K @ y / noise, A @ blurred @ A.T + B @ np.diag(C) @ B.T + K @ K.T
 
 
-@statement("(E7)", "EnKG-R, exact slope: the posterior is the fixed point of every level (mean, covariance)", 1e-11)
+@statement("(E7)", "EnKG-R, exact slope: the posterior is the fixed point of every level (mean, covariance)", 5e-13)
 def _posterior_is_fixed(library):
     def measure(rng):
         d, m, noise, s = rng.integers(2, 9), rng.integers(1, 9), 10 ** rng.uniform(-1, 0.5), 10 ** rng.uniform(-1, 1)
@@ -1121,7 +1161,7 @@ statement("(E8) mean", "EnKG-R, LG6, ten levels 1 ... .1 from the prior: error o
 statement("(E8) cov", "the same: error of the covariance 2.0684e-6", 2.06845e-6, 2.06835e-6)(_recursion_error("cov"))
 
 
-@statement("(E4)", "EnKG-R: leave-one-out errors = refitting without the row, weights and intercept included", 1e-9)
+@statement("(E4)", "EnKG-R: leave-one-out errors = refitting without the row, weights and intercept included", 3e-11)
 def _leave_one_out(library):
     def measure(rng):
         n, r, m = rng.integers(4, 13), rng.integers(1, 12), rng.integers(1, 4)
@@ -1187,15 +1227,15 @@ def _replicated(rng, X, G, y, Gamma):
     return (np.tile(X, (2, 1)), np.tile(G, (2, 1)), y, Gamma), lambda v: v[:len(X)]
 
 
-statement("I1", "permutation of particles commutes with the update", 1e-13)(_invariance(_permuted))
+statement("I1", "permutation of particles commutes with the update", 3e-15)(_invariance(_permuted))
 statement("I2", "affine change of the state x -> Tx + a commutes with the update", 1e-12)(_invariance(_state_mapped))
 statement("I5", "invertible change of the data, Gamma -> A Gamma A', changes nothing", 1e-12)(_invariance(_data_mapped))
-statement("I6", "shift of the data changes nothing", 1e-12)(_invariance(_data_shifted))
-statement("I8", "duplicated observations change nothing", 1e-13)(_invariance(_data_doubled))
-statement("I9", "replicated ensemble gives the same update", 1e-13)(_invariance(_replicated))
+statement("I6", "shift of the data changes nothing", 1e-14)(_invariance(_data_shifted))
+statement("I8", "duplicated observations change nothing", 3e-15)(_invariance(_data_doubled))
+statement("I9", "replicated ensemble gives the same update", 5e-15)(_invariance(_replicated))
 
 
-@statement("I10", "the update stays in span{x_k - xbar} (J = 5, d = 40)", 1e-12)
+@statement("I10", "the update stays in span{x_k - xbar} (J = 5, d = 40)", 5e-14)
 def _subspace(library):
     def measure(rng):
         X, G, y, Gamma = _case(rng, (5, 40, 3))
@@ -1206,7 +1246,7 @@ def _subspace(library):
     return _instances(library, np.random.default_rng(29), 100, measure)
 
 
-@statement("masked", "update with failed members = update of the sub-ensemble of survivors", 1e-12)
+@statement("masked", "update with failed members = update of the sub-ensemble of survivors", 3e-15)
 def _masked(library):
     def measure(rng):
         X, G, y, Gamma = _case(rng, SHAPES[2 + rng.integers(len(SHAPES) - 2)])
