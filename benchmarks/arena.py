@@ -1,9 +1,10 @@
 """The comparisons of the README: ``enkg compare`` with the numbers of items, seeds and budgets that we could afford.
 
     python benchmarks/arena.py linear-gaussian navier-stokes black-hole          from the root of the repository
+    python benchmarks/arena.py navier-stokes --tables                            tables of what is there, nothing is run
 
 Tables, numbers and plots go to benchmarks/results/arena-NAME.txt, .json and .png, run records to out-arena/ (not kept in
-the repository). The same command goes on where it was stopped.
+the repository). The same command goes on where it was stopped. --only NAME takes one of the comparisons.
 """
 
 from __future__ import annotations
@@ -16,31 +17,63 @@ from pathlib import Path
 from enkg_ref import arena, cli
 
 HERE = Path(__file__).resolve().parent
-EVERY = ",".join(name for name in arena.METHODS if name != "deft")
-FEW = "enkg,enkg-r,eki,scg,dps,mmps,deft"
-COMPARISONS = {  # name of the table: arguments of `enkg compare`, by problem
+EVERY = [name for name in arena.METHODS if name != "deft"]
+EVERYWHERE = "--methods " + ",".join(EVERY)
+CHEAP = "--methods " + ",".join(name for name in EVERY if name not in ("blade", "pnpdm"))  # these need 80 and 108 calls
+DEFT = "--methods deft --budget 128"  # spends nothing online: the same at every budget
+
+
+def _navier_stokes(noise, budgets):
+    """A gradient at 1.8 calls beside its value: measured 1.2 to 1.9 in batches of 1, 8 and 32, in CPU time."""
+    start, end = f"navier-stokes --noise {noise}", "--items 5 --seeds 3 --c-vjp 1.8"
+    return [f"{start} {what} {end}" for what in (f"{EVERYWHERE} --budget {budgets}", f"{CHEAP} --budget 64", DEFT)]
+
+
+COMPARISONS = {  # problem: {name of the table: arguments of `enkg compare`, several where a method cannot pay a budget}
     "linear-gaussian": {
-        f"linear-gaussian-noise-{noise:g}": f"linear-gaussian --noise {noise:g} --methods {EVERY} --budget 512,2048 "
-        "--items 10 --seeds 3 --tune 2048" for noise in (0.05, 0.3, 1.0)},
+        f"linear-gaussian-noise-{noise:g}": [f"linear-gaussian --noise {noise:g} {EVERYWHERE} --budget 512,2048 "
+                                             "--items 10 --seeds 3 --tune 2048"] for noise in (0.05, 0.3, 1.0)},
     "navier-stokes": {
-        f"navier-stokes-noise-{noise:g}": f"navier-stokes --noise {noise:g} --methods {methods} --budget {budgets} "
-        "--items 3 --seeds 1" for noise, budgets, methods in (
-            (0.55, "192,512,1024", f"{EVERY},deft"), (0.0, "256", FEW), (1.1, "256", FEW))},
-    "black-hole": {"black-hole": f"black-hole --methods {EVERY} --budget 384 --items 5 --seeds 1"},
+        "navier-stokes-noise-0.55": _navier_stokes(0.55, "128,256,512,1024"),
+        "navier-stokes-noise-0": _navier_stokes(0, "128,256"),
+        "navier-stokes-noise-1.1": _navier_stokes(1.1, "128,256")},
+    "black-hole": {"black-hole": [f"black-hole {EVERYWHERE} --budget 384 --items 5 --seeds 3 --c-vjp 1.1"]},
 }
+
+
+def tabulate(out, command, files=None):
+    """Tables of the records ``files`` of a folder (None: of all that are there), which may be those of many commands."""
+    options = cli._parser().parse_args(["compare", *command.split()])
+    saved = json.loads((out / "arena.json").read_text())
+    records = [arena.read_record(out / file) for file in files or sorted(out.glob("runs/*.json"))]
+    order = list(arena.METHODS)
+    records.sort(key=lambda record: (order.index(record["method"]), record["budget"], record["item"], record["seed"]))
+    items = cli.build_items(options, options.methods, range(max(record["item"] for record in records) + 1))
+    metric = cli.METRIC.get(options.problem, "relative_l2_of_mean")
+    return arena.tabulate(records, arena.known_rows(items), {**saved, "settings": {}, "metric": metric}, out)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", nargs="+", choices=COMPARISONS)
+    parser.add_argument("--only", metavar="NAME", help="one comparison, such as navier-stokes-noise-0")
+    parser.add_argument("--tables", action="store_true", help="run nothing, tabulate what is there")
+    options = parser.parse_args()
     results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    for problem in parser.parse_args().problems:
-        for name, command in COMPARISONS[problem].items():
-            out = HERE.parent / "out-arena" / name
-            print(f"enkg compare {command}", flush=True)
-            if cli.main(["compare", *command.split(), "--out", str(out)]):
-                return 1
+    for problem in options.problems:
+        for name, commands in COMPARISONS[problem].items():
+            out, files = HERE.parent / "out-arena" / name, []
+            if options.only not in (None, name):
+                continue
+            for command in () if options.tables else commands:
+                print(f"enkg compare {command}", flush=True)
+                if cli.main(["compare", *command.split(), "--out", str(out), "--quiet"]):
+                    return 1
+                files += [file for row in json.loads((out / "results.json").read_text())["table"]
+                          for file in row["files"]]
+            if options.tables or len(commands) > 1:
+                tabulate(out, commands[0], files)
+            print((out / "table.txt").read_text())
             for source, suffix in (("table.txt", "txt"), ("pareto.png", "png")):
                 shutil.copy(out / source, results / f"arena-{name}.{suffix}")
             summary = json.loads((out / "results.json").read_text())
