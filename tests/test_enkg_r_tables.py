@@ -52,3 +52,19 @@ def test_that_rows_that_fail_leave_the_ensemble_of_es_mda(tables):
     x = tables.es_mda(start, forward, np.zeros(2), 1.0, 1, np.random.default_rng(1))
     without = tables.es_mda(np.delete(start, 3, axis=0), lambda x: x, np.zeros(2), 1.0, 1, np.random.default_rng(1))
     np.testing.assert_allclose(x, without)
+
+
+def test_that_a_table_averages_the_seeds_of_a_field_before_the_fields_and_pools_the_spread(tables):
+    rows = [{"item": item, "seed": seed, "m2": m2, "spread": spread, "skill": 1.0}
+            for item, seed, m2, spread in ((0, 0, 0.1, 1.0), (0, 1, 0.3, 3.0), (0, 2, 0.2, 2.0), (1, 0, 0.4, 6.0))]
+    found = tables._summary(rows)
+    assert found["fields"] == 2 and found["worst"] == 0.4
+    assert found["m2"] == pytest.approx((0.2 + 0.4) / 2) and found["ssr"] == pytest.approx(((2.0 + 6.0) / 2) ** 0.5)
+    assert found["words"] == "0.300"  # two fields have no interval
+
+
+def test_that_a_run_made_twice_counts_once(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "enkg_r_sparse.jsonl").write_text("".join(
+        f'{{"item": {item}, "seed": 0, "psnr_aligned": {psnr}}}\n' for item, psnr in ((0, 1), (1, 2), (0, 3))))
+    assert [(r["item"], r["psnr_aligned"]) for r in tables._kept("sparse")] == [(0, 1), (1, 2)]
