@@ -680,7 +680,10 @@ def _kept(table):
     """The rows of a table, the first of every key: two commands at once may have made the same run."""
     path = RESULTS / f"enkg_r_{table}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return list({tuple(r.get(name) for name in KEYS): r for r in reversed(rows)}.values())[::-1]
+    first = {}
+    for r in rows:
+        first.setdefault(tuple(r.get(name) for name in KEYS), r)
+    return list(first.values())
 
 
 def main():
