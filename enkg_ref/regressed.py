@@ -174,6 +174,7 @@ class Info:
     gain : rms response of whitened data to the prior's unit, ridge : lam of the regression, evaluations : its rows
     spread : sqrt(tr C_xx/d) of the new particles;  held : the noise level did not fall
     replaced, failed_rows : rows;  retries : updates repeated with larger R because particles left the prior
+    lost : all of them left it, the new particles ignore the data; kappa and noise_ratio are those of the first R
     """
 
     level: int
@@ -188,6 +189,7 @@ class Info:
     spread: float
     held: bool
     retries: int
+    lost: bool
     replaced: tuple[int, ...]
     failed_rows: tuple[int, ...]
     forward_calls: int
@@ -260,19 +262,18 @@ class EnKGR:
         xi = self._normals(state, 1, (m + surrogate.errors.shape[0],), d)
         for retries in range(RETRIES + 1):
             R, e = model_noise(surrogate.errors, xi, c.model_noise * 10.0**retries, c.shrink_to)
-            increment, M = condition(d, zeta_a, e, surrogate.slope, variances, R)
-            x = D + zeta + self.reference.along_modes(increment, D.shape)
-            if self._within_prior(x):
+            x = D + zeta + self.reference.along_modes(condition(d, zeta_a, e, surrogate.slope, variances, R), D.shape)
+            lost = not self._within_prior(x)
+            if not lost:
                 break
-        else:
+        if lost:
             x = D + zeta  # the prior's own conditional sample: the level is lost, the run is not
 
-        expected = float(xp.mean(xp.linalg.diagonal(M)))
-        R_diag = xp.linalg.diagonal(R)
+        R_diag = xp.linalg.diagonal(R) / 10.0**retries  # as estimated: a retry must not hide what made it necessary
         noise_ratio = float(xp.mean(R_diag))
-        kappa = float(xp.mean(d * d)) / expected
-        response = (expected - noise_ratio - 1.0) * self.reference.mean.size
-        gain = math.sqrt(max(response, 0.0) / self.reference.total_variance(*conditional))
+        response = float(xp.mean(xp.sum(variances * surrogate.slope**2, axis=0)))  # tr(H C H')/m
+        kappa = float(xp.mean(d * d)) / (response + noise_ratio + 1.0)
+        gain = math.sqrt(response * self.reference.mean.size / self.reference.total_variance(*conditional))
         held = c.hold is not None and c.hold(kappa)
         following = dataclasses.replace(
             state, x=x, history_x=history_x, history_d=history_d, history_weight=weight, model_noise=R_diag,
@@ -284,8 +285,8 @@ class EnKGR:
         info = Info(
             level=level, sigma=s, misfit=float(xp.mean(mean_d * mean_d)), mean_misfit=float(xp.mean(d * d)),
             kappa=kappa, noise_ratio=noise_ratio, gain=gain, ridge=surrogate.ridge, evaluations=weight.shape[0],
-            spread=float(xp.sqrt(xp.mean(xp.var(x, axis=0)))), held=held, retries=retries, replaced=_rows(replaced),
-            failed_rows=_rows(~alive), forward_calls=following.forward_calls,
+            spread=float(xp.sqrt(xp.mean(xp.var(x, axis=0)))), held=held, retries=retries, lost=lost,
+            replaced=_rows(replaced), failed_rows=_rows(~alive), forward_calls=following.forward_calls,
             denoiser_calls=following.denoiser_calls)
         return following, info
 
@@ -365,13 +366,13 @@ def model_noise(errors, xi, c_r, shrink_to):
 def condition(d, zeta, e, slope, variances, R):
     """(E6) C H' M^-1 (e - d - H zeta), M = H C H' + 1 + R, for whitened differences d. Coordinates in the modes.
 
-    d, e : (J, m);  zeta : (J, r);  slope = H' : (r, m);  variances of C : (r, 1);  R : (m, m)  -> (J, r), M
+    d, e : (J, m);  zeta : (J, r);  slope = H' : (r, m);  variances of C : (r, 1);  R : (m, m)  -> (J, r)
     """
     xp = array_namespace(d, zeta)
     CHt = variances * slope
     M = xp.matmul(slope.T, CHt) + R + like(np.eye(R.shape[0]), d)
     wanted = e - d - xp.matmul(zeta, slope)
-    return xp.matmul(xp.linalg.solve(M, wanted.T).T, CHt.T), M
+    return xp.matmul(xp.linalg.solve(M, wanted.T).T, CHt.T)
 
 
 def _variance(d):

@@ -121,7 +121,7 @@ def test_whitening_gives_the_update_in_the_units_of_the_data():
     modes, c = np.linalg.qr(rng.standard_normal((d, d)))[0], rng.uniform(0.1, 1.0, d)
     slope, D, g = rng.standard_normal((d, m)), rng.standard_normal((J, d)), rng.standard_normal((J, m))
     zeta, e, factor = rng.standard_normal((J, d)), rng.standard_normal((J, m)), rng.standard_normal((m, m))
-    increment, _ = condition(likelihood.whiten(g - y), zeta @ modes, likelihood.whiten(e),
+    increment = condition(likelihood.whiten(g - y), zeta @ modes, likelihood.whiten(e),
                              likelihood.whiten(modes.T @ slope), c[:, None],
                              likelihood.whiten(likelihood.whiten(factor @ factor.T).T))
     got = D + zeta + increment @ modes.T
@@ -152,7 +152,7 @@ def test_without_noise_an_invertible_linear_model_is_fitted_exactly():
     d = 4
     H, y, tiny = rng.standard_normal((d, d)) + 3 * np.eye(d), rng.standard_normal(d), 1e-9
     D, zeta = rng.standard_normal((6, d)), rng.standard_normal((6, d))
-    increment, _ = condition((D @ H.T - y) / tiny, zeta, np.zeros((6, d)), H.T / tiny, np.full((d, 1), 0.5),
+    increment = condition((D @ H.T - y) / tiny, zeta, np.zeros((6, d)), H.T / tiny, np.full((d, 1), 0.5),
                              np.zeros((d, d)))
     np.testing.assert_allclose((D + zeta + increment) @ H.T, np.tile(y, (6, 1)), atol=1e-10)
 
@@ -381,8 +381,28 @@ def test_particles_that_leave_the_prior_are_drawn_again_with_more_model_noise():
     method = dataclasses.replace(method, likelihood=likelihood)
     state = method.init(member_normals(0, 0, 8, (6,)))
     new, info = method.tell(state, forward(method.ask(state)))
-    assert info.retries == module.RETRIES
+    assert info.retries == module.RETRIES and info.lost
     assert np.all(np.sum((new.x - _lg6()[0]) ** 2, axis=1) <= module.FAR * np.trace(_lg6()[1]))
+
+
+def test_a_lost_level_is_recorded_with_the_kappa_of_its_first_update_and_the_next_one_is_held():
+    """R is a thousandfold in the end, and the kappa of that R would look small just where the level failed."""
+    variances, H, _, y, _ = _set_up_b(3, 16, 8, 0.1)
+    reference = Reference(np.zeros(16), np.eye(16), variances)
+    config = Config(particles=8, levels=3, sigma_start=1.0, sigma_end=0.1, seed=1)
+
+    def first_level(shift):
+        method = EnKGR(lambda x, s: x * (variances / (variances + s * s)), Gaussian(y + shift, 0.1), reference, config)
+        state = method.init(member_normals(1, 0, 8, (16,)))
+        return method.tell(state, method.ask(state) @ H.T)
+
+    (_, well), (after, lost) = first_level(0.0), first_level(1e7)
+    assert (well.lost, well.retries) == (False, 0) and (lost.lost, lost.retries) == (True, module.RETRIES)
+    # slope and R do not depend on the data: kappa of the lost level is in the ratio of the innovations to the other's
+    assert math.isclose(lost.noise_ratio, well.noise_ratio, rel_tol=1e-6)
+    assert math.isclose(lost.kappa / well.kappa, lost.mean_misfit / well.mean_misfit, rel_tol=1e-6)
+    assert lost.held and after.sigma == lost.sigma
+    np.testing.assert_allclose(after.model_noise.mean(), well.noise_ratio, rtol=1e-6)
 
 
 # ------------------------------------------------------------ protocol and invariances
@@ -438,7 +458,7 @@ def test_the_update_does_not_depend_on_order_origin_basis_or_units():
     def update(likelihood, history, g, white, D=D, zeta=zeta, xi=xi, x=x):
         fit = module.ridge_regression(x, likelihood.whiten(likelihood.difference(history)), q)
         R, e = model_noise(fit.errors, np.concatenate([white, xi], axis=1), 0.5, isotropic)
-        increment, _ = condition(likelihood.whiten(likelihood.difference(g)), zeta, e, fit.slope, c, R)
+        increment = condition(likelihood.whiten(likelihood.difference(g)), zeta, e, fit.slope, c, R)
         return D + zeta + increment
 
     y, white = rng.standard_normal(m), rng.standard_normal((J, m))
