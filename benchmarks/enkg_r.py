@@ -58,12 +58,12 @@ def run(method, forward, event_shape, seed, dtype):
     method = dataclasses.replace(method, denoise=timed("denoiser", method.denoise))
     start = time.process_time()
     state = method.init(member_normals(seed, 0, method.config.particles, event_shape).astype(dtype))
-    retries = replaced = 0
+    retries = replaced = lost = 0
     levels = iterate(method, timed("forward", forward), state)
     for state, info in levels:  # noqa: B007 - the last state is the answer
-        retries, replaced = retries + info.retries, replaced + len(info.replaced)
+        retries, replaced, lost = retries + info.retries, replaced + len(info.replaced), lost + info.lost
     seconds = time.process_time() - start
-    return state.x, {"cpu_seconds": seconds, "forward_seconds": spent["forward"], "retries": retries,
+    return state.x, {"cpu_seconds": seconds, "forward_seconds": spent["forward"], "retries": retries, "lost": lost,
                      "denoiser_seconds": spent["denoiser"], "kappa": info.kappa, "noise_ratio": info.noise_ratio,
                      "chi2_of_particles": info.mean_misfit, "replaced": replaced,
                      "forward_calls": info.forward_calls * method.config.particles}
@@ -498,7 +498,8 @@ def trust():
         f"{label} " + " / ".join(f"{spearmanr([r[name] for r in of], [r['m2'] for r in of]).statistic:.2f}" for of in (
             [r for r in finished if r["noise"] == noise] for noise in (0.0, 0.55, 1.1))) for label, name in TRUST.items()))
     print(f"{len(rows)} Navier-Stokes runs: farthest particle {max(r['farthest'] for r in rows):.1f} prior standard "
-          f"deviations from the prior mean; with a retried level: {sum(r['retries'] > 0 for r in rows)}; "
+          f"deviations from the prior mean; with a retried level: {sum(r['retries'] > 0 for r in rows)}, a lost one: "
+          f"{sum(r.get('lost', 0) > 0 for r in rows)}; "
           f"non-finite errors: {sum(not np.isfinite(r['m2']) for r in rows)}")
 
 
@@ -552,7 +553,9 @@ def plots():
             axis.plot(*zip(*[(r[our_cost], r["m2"]) for runs in budgets.values() for r in runs]), ".", color="C0",
                       alpha=0.25)
             axis.plot(*zip(*means), "o-", color="C0", label="EnKG-R (ours), settings by rule")
-            for number, method in enumerate(sorted(key[1] for key in others if key[0] == noise), 1):
+            for number, method in enumerate(sorted({key[1] for key in others}), 1):
+                if (noise, method) not in others:
+                    continue
                 points = [(r[their_cost], r["relative_l2_mean"]) for r in others[noise, method]]
                 axis.plot(*zip(*points), "x^vsD*P<"[number % 8], color=f"C{number}", linestyle="", label=method)
             axis.set(xscale="log", yscale="log", xlabel=name, title=f"navier-stokes-32, noise {noise:g}")

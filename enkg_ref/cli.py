@@ -493,6 +493,7 @@ def solve(options):
         "failed_rows": sum(len(line.get("failed_rows", ())) for line in history),
         "trust": report.trust(history, options.ensembles),
         "collapsed_updates": sum(line.get("collapsed", False) for line in history),
+        "lost_levels": sum(line.get("lost", False) for line in history),
         "stop_reason": "all levels done" + (f"; {stopped} updates ended by {options.stop}" if stopped else ""),
         "ledger": counts, "seconds": time.perf_counter() - started, "notes": problem.notes,
         "spread": report.SPREAD[options.method], "versions": _versions(),

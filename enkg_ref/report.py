@@ -129,6 +129,9 @@ TRUST_WORDS = {
 }
 
 
+LOST = "their particles left the prior with every model noise tried and were drawn again without the data"
+
+
 def text(summary):
     """A few lines for the terminal: what was solved, how well, at what cost."""
     ledger, wall = summary["ledger"], summary["ledger"]["wall"]
@@ -142,6 +145,8 @@ def text(summary):
         lines.append(f"  {name:32s} {shown}{scatter}")
     for name, values in summary.get("trust", {}).items():
         lines.append(f"  {name:32s} {', '.join(f'{value:.2f}' for value in values)}   ({TRUST_WORDS[name]})")
+    if summary.get("lost_levels"):
+        lines.append(f"  {'levels lost':32s} {summary['lost_levels']}   ({LOST})")
     if "calibration" in summary:
         found = summary["calibration"]
         lines.append(f"  {'spread-skill ratio, coverage':32s} {found['ssr']:.2f}, {found['interval'][1]:.0%} of the "
@@ -170,7 +175,8 @@ def caption(summary):
     """What a reader must know beside the picture: how far to trust it, what the spread is, what the data are."""
     trusted = [f"{name} {', '.join(f'{value:.2f}' for value in values)}: {TRUST_WORDS[name]}"
                for name, values in summary["trust"].items()]
-    return [words for words in ("; ".join(trusted), summary["spread"], summary["notes"]) if words]
+    lost = f"{summary['lost_levels']} level(s) lost: {LOST}." if summary.get("lost_levels") else ""
+    return [words for words in ("; ".join(trusted), lost, summary["spread"], summary["notes"]) if words]
 
 
 def figure(result, history, title):

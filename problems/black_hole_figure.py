@@ -55,7 +55,7 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
     if truth is not None:
         main.append(("truth", to_flux(np.asarray(truth)), "afmhot"))
     within = np.sqrt(np.mean([group.var(axis=0) for group in groups], axis=0))
-    main.append(("spread within an ensemble (see below)", 1e3 * flux_jy * within / mean.sum(), "viridis"))
+    main.append(("spread within an ensemble", 1e3 * flux_jy * within / mean.sum(), "viridis"))
     if len(groups) > 1:
         moved = [shifted(m, int(r), int(c)) for m, (r, c) in zip(means, best_shifts(means, means[0]))]
         scatter = np.std(moved, axis=0, ddof=1)
@@ -70,7 +70,7 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
         bright = colours == "afmhot"
         shown = ax.imshow(image, extent=extent, cmap=colours, vmin=0, vmax=main[0][1].max() if bright else None)
         rows[0].colorbar(shown, ax=ax, shrink=0.8, label="mJy per pixel")
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=9)
         ax.set_xlabel("East offset (micro-arcseconds)", fontsize=8)
         ax.set_ylabel("North offset (micro-arcseconds)", fontsize=8)
     _draw_beam(rows[0].axes[0], observation, field_of_view)

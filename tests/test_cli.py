@@ -148,6 +148,21 @@ def test_that_images_in_physical_units_are_the_reference_of_a_prior_of_ones_own(
     assert "made for the prior with sha256 4567..., expected one made for" in capsys.readouterr().err
 
 
+def test_that_a_level_without_the_data_is_told_in_summary_text_and_figure(tmp_path, capsys, monkeypatch):
+    """The particles of a linear problem are declared to have left the prior at all levels but one."""
+    from enkg_ref import regressed
+
+    asked = []
+    monkeypatch.setattr(regressed.EnKGR, "_within_prior", lambda self, x: asked.append(1) or len(asked) == 1)
+    out = tmp_path / "out"
+    assert run("linear-gaussian", "--method", "enkg-r", "--budget", 64, "--out", out) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    levels = summary["config"]["levels"]
+    assert summary["lost_levels"] == levels - 1
+    assert f"levels lost                      {levels - 1}" in capsys.readouterr().out
+    assert any(words.startswith(f"{levels - 1} level(s) lost") for words in cli.report.caption(summary))
+
+
 @pytest.mark.parametrize("J", [2, 5, 9, 16, 33])
 def test_that_a_calibrated_ensemble_of_any_size_is_shown_as_calibrated(J):
     from enkg_ref import report
