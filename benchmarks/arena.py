@@ -4,7 +4,8 @@
     python benchmarks/arena.py navier-stokes --tables                            tables of what is there, nothing is run
 
 Tables, numbers and plots go to benchmarks/results/arena-NAME.txt, .json and .png, run records to out-arena/ (not kept in
-the repository). The same command goes on where it was stopped. --only NAME takes one of the comparisons.
+the repository). The same command goes on where it was stopped. --only NAME takes one of the comparisons. The row of
+eht-imaging in the black-hole table is made by benchmarks/peer_ehtim.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from enkg_ref import arena, cli
 
 HERE = Path(__file__).resolve().parent
+EHTIM = HERE / "results" / "ehtim-black-hole.json"
 EVERY = [name for name in arena.METHODS if name != "deft"]
 EVERYWHERE = "--methods " + ",".join(EVERY)
 CHEAP = "--methods " + ",".join(name for name in EVERY if name not in ("blade", "pnpdm"))  # these need 80 and 108 calls
@@ -41,6 +43,18 @@ COMPARISONS = {  # problem: {name of the table: arguments of `enkg compare`, sev
 }
 
 
+def ehtim_row():
+    """Row of eht-imaging, made on the same data by benchmarks/peer_ehtim.py: {name: row}, empty where it was not run."""
+    if not EHTIM.exists():
+        return {}
+    found = json.loads(EHTIM.read_text())
+    runs = [run for run in found["runs"] if run["regulariser"] == found["chosen"] and run["item"] < 5]
+    per_item = {name: {run["item"]: run[name] for run in runs} for name in ("psnr_aligned", "chi2_cp", "chi2_lca")}
+    row = {"mean": {name: sum(values.values()) / len(runs) for name, values in per_item.items()}, "per_item": per_item,
+           "seconds": sum(run["seconds"] for run in runs) / len(runs)}
+    return {f"eht-imaging, {found['chosen']}": row}
+
+
 def tabulate(out, command, files=None):
     """Tables of the records ``files`` of a folder (None: of all that are there), which may be those of many commands."""
     options = cli._parser().parse_args(["compare", *command.split()])
@@ -50,7 +64,8 @@ def tabulate(out, command, files=None):
     records.sort(key=lambda record: (order.index(record["method"]), record["budget"], record["item"], record["seed"]))
     items = cli.build_items(options, options.methods, range(max(record["item"] for record in records) + 1))
     metric = cli.METRIC.get(options.problem, "relative_l2_of_mean")
-    return arena.tabulate(records, arena.known_rows(items), {**saved, "settings": {}, "metric": metric}, out)
+    known = arena.known_rows(items) | (ehtim_row() if options.problem == "black-hole" else {})
+    return arena.tabulate(records, known, {**saved, "settings": {}, "metric": metric}, out)
 
 
 def main():
@@ -71,7 +86,7 @@ def main():
                     return 1
                 files += [file for row in json.loads((out / "results.json").read_text())["table"]
                           for file in row["files"]]
-            if options.tables or len(commands) > 1:
+            if options.tables or len(commands) > 1 or name == "black-hole":
                 tabulate(out, commands[0], files)
             print((out / "table.txt").read_text())
             for source, suffix in (("table.txt", "txt"), ("pareto.png", "png")):

@@ -551,7 +551,8 @@ def _read(path, keys):
 def tabulate(records, known, summary, out):
     """Add table, known rows and differences to ``summary`` (identity, c_vjp, settings, metric), write it to ``out``.
 
-    records : of runs, `read_record`;  known : `known_rows`. Rows may have different numbers of items and seeds.
+    records : of runs, `read_record`. Rows may have different numbers of items and seeds.
+    known : `known_rows`, and answers of other programs in the same form, which may have "seconds"
     """
     table, metric = summarise(records), summary["metric"]
     base = differences(table, known, metric)
@@ -764,8 +765,11 @@ def to_text(summary, columns=COLUMNS):
                      + "".join(f" {cost[name]:8.0f}" for name in spent)
                      + f" {cost['seconds']:8.2f} {cost['own_percent']:6.1f}")
     for name, row in summary["known"].items():
-        lines.append(f"{name:46s} {number(row['mean'].get(columns[0])):>{wide}s} "
-                     f"{interval(*row.get('difference', (None,) * 3), '+'):>{wide}s}")
+        cells = [number(row["mean"][column]) if column in row["mean"] else "" for column in columns[1:]]
+        seconds = " " * (30 + 9 * len(spent)) + f"{row['seconds']:8.2f}" if "seconds" in row else ""
+        lines.append((f"{name:46s} {number(row['mean'].get(columns[0])):>{wide}s} "
+                      f"{interval(*row.get('difference', (None,) * 3), '+'):>{wide}s} {'':8s}"
+                      + "".join(f" {cell:>12s}" for cell in cells) + seconds).rstrip())
     lines.append(f"runs: items x seeds, means over them [95 % bootstrap-t over items]; F = forward calls + "
                  f"{summary['c_vjp']:g} x forward VJPs; seconds: one run, machine shared; own %: share of the method's "
                  "arithmetic, without forward model and networks, in its wall time")

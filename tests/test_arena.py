@@ -240,8 +240,14 @@ def test_rows_of_different_size_are_tabulated_together(tmp_path):
     arena.compare(items, ["eki"], [50], 2, tmp_path / "a", c_vjp=1.0)
     arena.compare(items[:1], ["eki", "enkg"], [300], 1, tmp_path / "a", c_vjp=1.0)
     records = [arena.read_record(path) for path in sorted((tmp_path / "a" / "runs").iterdir())]
-    summary = arena.tabulate(records, arena.known_rows(items), {"identity": {"problem": "x"}, "c_vjp": 1.0,
-                                                                 "metric": "relative_l2_of_mean"}, tmp_path)
+    other = {"mean": {"relative_l2_of_mean": 0.5, "chi2": 7.25}, "seconds": 31.25,
+             "per_item": {"relative_l2_of_mean": {0: 0.4, 1: 0.6}}}
+    summary = arena.tabulate(records, {**arena.known_rows(items), "another program": other}, {
+        "identity": {"problem": "x"}, "c_vjp": 1.0, "metric": "relative_l2_of_mean"}, tmp_path)
+    head, *lines = (tmp_path / "table.txt").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("another program"))
+    for name, value in (("relative_l2_of_mean", "0.5"), ("chi2", "7.25"), ("seconds", "31.25")):
+        assert line[:head.index(f" {name} ") + 1 + len(name)].split()[-1] == value
     assert {(row["method"], row["budget"]): (row["items"], row["seeds"], row["runs"]) for row in summary["table"]} == {
         ("eki", 50): (2, 2, 4), ("eki", 300): (1, 1, 1), ("enkg", 300): (1, 1, 1)}
     assert (summary["items"], summary["seeds"]) == (2, 2) and (tmp_path / "table.csv").exists()

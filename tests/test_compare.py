@@ -1,5 +1,6 @@
 """``enkg compare`` and ``enkg solve --method`` as a person meets them: tables on disk, one sentence for bad input."""
 
+import importlib.util
 import inspect
 import json
 from pathlib import Path
@@ -225,3 +226,16 @@ def test_every_method_says_what_its_spread_means_and_only_ensembles_speak_of_par
     assert [name for name, words in report.SPREAD.items() if "more particles" in words] == ["enkg", "eki"]
     one_row = {"scg", "dpg", "forward-gsg", "central-gsg"}
     assert {name for name, words in report.SPREAD.items() if "One chain" in words} == one_row
+
+
+def test_the_comparisons_of_the_readme_can_be_paid():
+    spec = importlib.util.spec_from_file_location("arena_benchmark", Path(__file__).parents[1] / "benchmarks/arena.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    for commands in (commands for table in benchmark.COMPARISONS.values() for commands in table.values()):
+        for command in commands:
+            options = cli._parser().parse_args(["compare", *command.split()])
+            item = cli.build_items(options, options.methods, [0])[0]
+            c_vjp = 1.0 if options.c_vjp is None else options.c_vjp
+            arena.check(options.methods, item, options.budget, c_vjp, {})
+            assert set(options.methods) <= set(arena.METHODS) and options.items >= 5 and options.seeds >= 3
