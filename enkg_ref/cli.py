@@ -262,13 +262,13 @@ def build_item(options, problem, denoise, methods, lenient=False):
 
 def build_correction(options, problem):
     """h(x, D, sigma) of DEFT for these data; raises where no network was trained for the problem and its prior."""
-    from onnx_priors.manifest import WEIGHTS
+    from onnx_priors.manifest import read_manifest, resolve
 
-    path = WEIGHTS / f"{options.prior or problem.prior}-deft.onnx"
-    if not path.exists():
+    prior = options.prior or problem.prior
+    if "correction" not in read_manifest().get(prior, {}):
         raise UsageError(f"method: got deft, which has no network for problem {problem.name} with this prior, expected "
                          "navier-stokes with navier-stokes-32")
-    return OnnxCorrection(path, problem.observation.y, problem.observation.noise)
+    return OnnxCorrection(resolve(prior, "correction"), problem.observation.y, problem.observation.noise)
 
 
 def build_config(options, problem, denoise):

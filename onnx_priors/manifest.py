@@ -85,7 +85,10 @@ def sha256(path):
 
 
 def read_manifest(path=MANIFEST):
-    """{name: {"denoiser": {"file", "sha256"}, "vjp": {...} or absent, "metadata": {...}}} of the shipped priors."""
+    """{name: {"denoiser": {"file", "sha256"}, "vjp", "correction": {...} or absent, "metadata": {...}}} of the shipped
+
+    priors.
+    """
     if not Path(path).is_file():
         return {}
     return json.loads(Path(path).read_text(encoding="utf-8"))["priors"]
@@ -94,7 +97,7 @@ def read_manifest(path=MANIFEST):
 def resolve(name_or_path, kind="denoiser", manifest=MANIFEST):
     """File of a prior: a path as given, or a shipped name by the manifest with its checksum verified.
 
-    What ends in .onnx or has a folder part is a path. ``kind`` is "denoiser" or "vjp".
+    What ends in .onnx or has a folder part is a path. ``kind`` is "denoiser", "vjp" or "correction" (of DEFT).
 
     Raises FileNotFoundError for a missing file, ValueError for an unknown name (the nearest is suggested), a name
     without such a file, or a checksum mismatch.
@@ -140,6 +143,23 @@ def register_prior(name, denoiser, vjp=None, manifest=MANIFEST):
             if Path(path).resolve().parent != manifest.resolve().parent:
                 raise ValueError(f"prior {name!r}: {path} must lie next to {manifest}")
             entry[kind] = {"file": Path(path).name, "sha256": sha256(path)}
-    priors = {**read_manifest(manifest), name: {**entry, "metadata": metadata}}
+    _write_manifest({**read_manifest(manifest), name: {**entry, "metadata": metadata}}, manifest)
+
+
+def register_correction(name, path, manifest=MANIFEST):
+    """Enter the correction network of DEFT that was trained for a prior in the manifest, with its sha256.
+
+    A prior that is registered anew loses it. Raises ValueError for an unknown prior or a file that lies elsewhere.
+    """
+    priors, path, manifest = read_manifest(manifest), Path(path), Path(manifest)
+    if name not in priors:
+        raise ValueError(f"prior {name!r} is not in {manifest}, expected it registered before its correction network")
+    if path.resolve().parent != manifest.resolve().parent:
+        raise ValueError(f"prior {name!r}: {path} must lie next to {manifest}")
+    priors[name]["correction"] = {"file": path.name, "sha256": sha256(path)}
+    _write_manifest(priors, manifest)
+
+
+def _write_manifest(priors, manifest):
     text = json.dumps({"format_version": FORMAT_VERSION, "priors": dict(sorted(priors.items()))}, indent=1)
     manifest.write_text(text + "\n", encoding="utf-8")

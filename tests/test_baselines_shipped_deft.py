@@ -10,16 +10,17 @@ pytest.importorskip("onnxruntime")
 
 from enkg_ref import cli  # noqa: E402
 from enkg_ref.baselines.deft import OnnxCorrection  # noqa: E402
-from onnx_priors.manifest import WEIGHTS  # noqa: E402
+from onnx_priors import manifest  # noqa: E402
 from onnx_priors.session import OnnxDenoiser  # noqa: E402
 from problems.navier_stokes import navier_stokes  # noqa: E402
 
-FILE = WEIGHTS / "navier-stokes-32-deft.onnx"
+FILE = manifest.resolve("navier-stokes-32", "correction")  # verifies the sha256
 
 
 def test_the_file_is_small_and_says_how_many_forward_calls_its_training_took():
     assert FILE.stat().st_size <= 3e6
-    assert OnnxCorrection(FILE, np.zeros(256), 0.5).offline_forward == 20_000
+    correction = OnnxCorrection(FILE, np.zeros(256), 0.5)
+    assert correction.offline_forward == 20_000 and correction.sha256 == manifest.sha256(FILE)
 
 
 @pytest.mark.parametrize("sigma", [2.0, 10.0])
@@ -41,3 +42,32 @@ def test_deft_makes_no_forward_call_and_reports_those_of_its_training(tmp_path):
                      "--out", str(tmp_path / "out"), "--quiet"]) == 0
     ledger = json.loads(Path(tmp_path, "out/summary.json").read_text())["ledger"]
     assert (ledger["fwd_total"], ledger["offline_fwd"]) == (0, 20_000)
+    assert ledger["net_total"] == ledger["den_total"] > 0 and ledger["phys_net"] == 2 * ledger["net_total"]
+
+
+def test_a_correction_network_is_registered_beside_its_prior_only(tmp_path):
+    listing = tmp_path / "manifest.json"
+    listing.write_text(json.dumps({"format_version": 1, "priors": {"some": {"metadata": {}}}}))
+    network = tmp_path / "some-deft.onnx"
+    network.write_bytes(b"network")
+    manifest.register_correction("some", network, listing)
+    assert manifest.resolve("some", "correction", listing) == network
+    network.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="corrupt"):
+        manifest.resolve("some", "correction", listing)
+    with pytest.raises(ValueError, match="expected it registered before"):
+        manifest.register_correction("other", network, listing)
+    with pytest.raises(ValueError, match="must lie next to"):
+        manifest.register_correction("some", FILE, listing)
+
+
+def test_a_symmetry_of_the_flow_turns_a_field_and_its_data_alike():
+    pytest.importorskip("torch")
+    from onnx_priors.training.deft import turned
+
+    problem = navier_stokes(32)
+    fields = (np.random.default_rng(0).standard_normal((8, 32, 32)) * 0.2).astype(np.float32)
+    observed = np.asarray(problem.forward(fields)).reshape(8, 16, 16)
+    moved, data = turned(fields, observed, np.random.default_rng(3))
+    assert not np.allclose(moved, fields)
+    assert np.allclose(np.asarray(problem.forward(moved)).reshape(8, 16, 16), data, atol=1e-5 * np.abs(data).max())

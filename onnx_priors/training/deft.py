@@ -1,6 +1,8 @@
 """Train the correction network of DEFT without gradients (arXiv 2409.20175; DEFT: Denker et al. 2024) for vorticity.
 
-    python -m onnx_priors.training.deft --size 32 --work DIR --out DIR/navier-stokes-32-deft.onnx
+    python -m onnx_priors.training.deft --size 32 --work DIR --out onnx_priors/weights/navier-stokes-32-deft.onnx
+
+Beside a manifest that knows the prior, the file is entered in it.
 
 Pairs (x0, y = G(x0) + noise) of the prior's training fields, one forward call each: these are the offline forward
 calls of the method, and the metadata of the file say how many. Every time a pair is seen it is turned by a random
@@ -25,6 +27,7 @@ import torch
 from torch import nn
 
 from onnx_priors.export import without_traces
+from onnx_priors.manifest import register_correction
 from onnx_priors.session import OnnxDenoiser
 from onnx_priors.training import edm, navier_stokes
 from problems import navier_stokes as flow
@@ -165,6 +168,9 @@ def main(arguments=None):
                                     f"{Path(options.out).name} --images {options.images} --seed {options.seed}"}
     print(f"deviation from the eager module {write(model, options.out, options.size, metadata):.1e}, "
           f"{Path(options.out).stat().st_size / 1e6:.2f} MB")
+    manifest = Path(options.out).with_name("manifest.json")
+    if manifest.exists():
+        register_correction(problem.prior, options.out, manifest)
     return 0
 
 
