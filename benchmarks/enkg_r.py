@@ -11,9 +11,11 @@
     python benchmarks/enkg_r.py multimodal           three ensembles each of simulated images that failed and that did not
     python benchmarks/enkg_r.py m87                  both days, settings by rule
     python benchmarks/enkg_r.py wall                 seconds of `enkg solve`, start of the interpreter included
+    python benchmarks/enkg_r.py hard                 the runs with --particles: few levels, failing rows
     python benchmarks/enkg_r.py trust                how the runs' own trust numbers rank their true errors
     python benchmarks/enkg_r.py paired | plots       beside the runs of benchmarks/navier_stokes.py, same fields
     python benchmarks/enkg_r.py aims                 what was aimed at, what was reached
+    python benchmarks/enkg_r.py document             puts all of this into enkg_ref/REGRESSED.md, at its marks
 
 Every run is one line of benchmarks/results/enkg_r_TABLE.jsonl as soon as it ends; a repeated command adds the missing, and
 several commands may run at once. CPU seconds are those of one thread. Intervals are 95 %, bootstrap-t over five fields or
@@ -21,11 +23,14 @@ more, the seeds of a field averaged first.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -332,7 +337,7 @@ def multimodal(options):
 
 def wall(options):
     """Seconds of whole commands, from the shell; the load says whether the machine was quiet."""
-    for command in ("m87 --day 101", "m87 --day 096", "navier-stokes --size 32"):
+    for command in ("m87 --day 101", "m87 --day 096", "m87 --day 101 --workers 3", "navier-stokes --size 32"):
         def work(command=command):
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
@@ -463,6 +468,19 @@ def _interval(values, sign=""):
     """mean [95 % bootstrap-t interval]; the mean alone for fewer than five values."""
     mean, low, high = bootstrap_t(values)
     return f"{mean:{sign}.3f}" + (f" [{low:{sign}.3f}, {high:{sign}.3f}]" if len(values) >= 5 else "")
+
+
+def hard():
+    """Runs with --particles J: whether anything breaks. Errors are those of unfinished runs."""
+    rows = [r for r in _kept("navier-stokes") if r["particles"]]
+    print("| J | calls | data | runs | M2, noise 0 | noise .55 | worst | farthest particle, prior sd | retried, lost levels |\n|"
+          + "---|" * 9)
+    for J, budget, data in sorted({(r["particles"], r["budget"], r["data"]) for r in rows}):
+        of = [r for r in rows if (r["particles"], r["budget"], r["data"]) == (J, budget, data)]
+        mean = [np.mean([r["m2"] for r in of if r["noise"] == noise]) for noise in (0.0, 0.55)]
+        print(f"| {J} | {budget} | {data} | {len(of)} | {mean[0]:.3f} | {mean[1]:.3f} | {max(r['m2'] for r in of):.2f} "
+              f"| {max(r['farthest'] for r in of):.2f} | {sum(r['retries'] for r in of)}, "
+              f"{sum(r.get('lost', 0) for r in of)} |")
 
 
 TRUST = {"kappa": "kappa", "noise ratio": "noise_ratio", "chi2 of the particles": "chi2_of_particles"}
@@ -676,6 +694,24 @@ def aims():
          len(rows) >= 200 and max(r["farthest"] for r in rows) < 10)
 
 
+DOCUMENT = Path(__file__).parents[1] / "enkg_ref" / "REGRESSED.md"
+
+
+def document():
+    """Between <!-- enkg_r.py NAME --> and <!-- end --> stands what the command prints from the kept runs."""
+    def printed(match):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            FROM_KEPT_RUNS[match[1]]() if match[1] in FROM_KEPT_RUNS else show(match[1], _kept(match[1]))
+        lines = text.getvalue().rstrip().splitlines()
+        words = [line if line.startswith("|") else f"\n{line}" for line in lines]
+        return f"<!-- enkg_r.py {match[1]} -->\n" + "\n".join(words) + "\n<!-- end -->"
+
+    content = DOCUMENT.read_text(encoding="utf-8")
+    DOCUMENT.write_text(re.sub(r"<!-- enkg_r.py (\S+) -->.*?<!-- end -->", printed, content, flags=re.DOTALL),
+                        encoding="utf-8")
+
+
 KEYS = ("prior", "data", "noise", "budget", "item", "seed", "particles", "d", "assimilations", "members", "command")
 
 
@@ -712,7 +748,7 @@ def main():
     show(options.table, _kept(options.table))
 
 
-FROM_KEPT_RUNS = {"trust": trust, "paired": paired, "plots": plots, "aims": aims}
+FROM_KEPT_RUNS = {"hard": hard, "trust": trust, "paired": paired, "plots": plots, "aims": aims, "document": document}
 
 if __name__ == "__main__":
     main()

@@ -68,3 +68,34 @@ def test_that_a_run_made_twice_counts_once(tables, tmp_path, monkeypatch):
     (tmp_path / "enkg_r_sparse.jsonl").write_text("".join(
         f'{{"item": {item}, "seed": 0, "psnr_aligned": {psnr}}}\n' for item, psnr in ((0, 1), (1, 2), (0, 3))))
     assert [(r["item"], r["psnr_aligned"]) for r in tables._kept("sparse")] == [(0, 1), (1, 2)]
+
+
+def test_that_trust_is_ranked_within_a_problem_and_not_told_from_the_problem(tables, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    names = [*tables.TRUST.values()]
+    rows = {}
+    for problem, scale, error_scale in (("a", 1.0, 10.0), ("b", 100.0, 0.1)):  # trusted less, and yet more accurate
+        number = np.sort(rng.random(50))
+        rows[problem] = [{"group": problem, "error": error_scale * v, **dict.fromkeys(names, scale * v)} for v in number]
+    monkeypatch.setattr(tables, "_with_errors", lambda: rows)
+    monkeypatch.setattr(tables, "_kept", lambda table: [
+        {"budget": 1504, "data": "same", "particles": None, "noise": noise, "m2": m2, "farthest": 1.0, "retries": 0,
+         **dict.fromkeys(names, m2)} for noise in (0.0, 0.55, 1.1) for m2 in (0.1, 0.2, 0.3)])
+    tables.trust()
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| kappa"))
+    a, b, ranked, raw = map(float, line.split("|")[2:6])
+    assert a == b == ranked == 1.0 and raw < 0.0
+
+
+def test_that_a_document_gets_the_tables_at_its_marks_and_nothing_else_changes(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "DOCUMENT", tmp_path / "A.md")
+    (tmp_path / "enkg_r_wall.jsonl").write_text(
+        '{"command": "m87", "ensembles": 3, "forward_calls": 9, "seconds": 12.34, "load": 0.5}\n')
+    (tmp_path / "A.md").write_text("before\n<!-- enkg_r.py wall -->\nold\n<!-- end -->\nafter\n")
+    for _ in range(2):
+        tables.document()
+    text = (tmp_path / "A.md").read_text()
+    assert text.startswith("before\n<!-- enkg_r.py wall -->\n| enkg solve")
+    assert text.endswith("|\n<!-- end -->\nafter\n")
+    assert "| m87 | 3 | 9 | 12.3 | 0.5 |" in text and "old" not in text
