@@ -329,6 +329,7 @@ def multimodal(options):
             return {**{name: [s[name] for s in scores] for name in ("psnr_aligned", "chi2_cp", "chi2_lca")},
                     "kappa": [f["kappa"] for f in facts], "chi2_of_particles": [f["chi2_of_particles"] for f in facts],
                     "disagreement": report.disagreement(poolable, index), "weights": weights.tolist(),
+                    "separation": report.separation(poolable, index),
                     "psnr_of_pool": problem.score(pooled)["psnr_aligned"],
                     "cpu_seconds": sum(f["cpu_seconds"] for f in facts)}
 

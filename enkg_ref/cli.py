@@ -505,7 +505,8 @@ def solve(options):
         result["truth"] = np.asarray(problem.truth)
 
     if len(parts) > 1:
-        summary |= {"disagreement": report.disagreement(poolable, index), "weights": weights}
+        summary |= {"disagreement": report.disagreement(poolable, index), "weights": weights,
+                    "separation": report.separation(poolable, index)}
     if problem.truth is not None and len(pooled) > 1:
         known = np.concatenate([problem.truth[None], pooled])
         if problem.pool:  # the data do not see where it stands: every particle moves to where the truth is

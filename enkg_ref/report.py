@@ -118,6 +118,19 @@ def disagreement(ensemble, index):
     return float(np.mean(apart) / np.linalg.norm(means.mean(axis=0)))
 
 
+def separation(ensemble, index):
+    """Largest distance of two ensemble means over the spread of an ensemble, (tr C_xx)^1/2 averaged in square.
+
+    (2/J)^1/2 where all sample one posterior with J particles; above 1 they stand further apart than particles do from
+    their own mean: another mode, or a spread that is too small.
+    """
+    groups = [ensemble[index == k] for k in np.unique(index)]
+    means = [group.mean(axis=0) for group in groups]
+    apart = max(np.linalg.norm(a - b) for i, a in enumerate(means) for b in means[:i])
+    spread = np.sqrt(np.mean([np.sum(np.var(group, axis=0)) for group in groups]))
+    return float(apart / spread) if spread > 0 else float("inf")
+
+
 TRUST_WORDS = {
     "trust": "median cosine of foretold and found change of the data inside a level; 1: linear over the ensemble",
     "trust_tenth": "a tenth of them is below",
@@ -154,6 +167,8 @@ def text(summary):
     if "disagreement" in summary:
         lines.append(f"  {'disagreement of the ensembles':32s} {summary['disagreement']:.3f}   (distance of two means "
                      "over the norm of the pooled one)")
+        lines.append(f"  {'separation of the ensembles':32s} {summary['separation']:.3f}   (largest distance of two means "
+                     "over the spread of one; above 1: other modes, or too small a spread)")
     if summary["method"] == "enkg-r" and summary["ensembles"] > 1:
         shares = ", ".join(f"{weight:.3f}" for weight in summary["weights"])
         lines.append(f"  {'weights of the ensembles':32s} {shares}   (by misfit)")

@@ -192,6 +192,12 @@ def test_that_ensembles_are_pooled_by_how_well_they_fit():
     # two ensembles with means 1 and 3 of norm 2 in the middle are a distance 2 apart
     ensemble = np.array([[0.0], [2.0], [2.0], [4.0]])
     assert report.disagreement(ensemble, np.array([0, 0, 1, 1])) == pytest.approx(1.0)
+    # and the standard deviation of each is 1
+    assert report.separation(ensemble, np.array([0, 0, 1, 1])) == pytest.approx(2.0)
+    J, d = 50, 4000
+    alike, index = rng.standard_normal((2 * J, d)), np.repeat([0, 1], J)
+    # the mean square is (2/J)/(1 - 1/J), its relative error (2/d)^1/2
+    assert report.separation(alike, index) ** 2 == pytest.approx(2 / (J - 1), rel=4 * np.sqrt(2 / d))
 
 
 def test_that_a_summary_shows_the_range_over_the_ensembles_only_where_there_is_one():

@@ -76,7 +76,7 @@ def test_that_trust_is_ranked_within_a_problem_and_not_told_from_the_problem(tab
     rows = {}
     for problem, scale, error_scale in (("a", 1.0, 10.0), ("b", 100.0, 0.1)):  # trusted less, and yet more accurate
         number = np.sort(rng.random(50))
-        rows[problem] = [{"group": problem, "error": error_scale * v, **dict.fromkeys(names, scale * v)} for v in number]
+        rows[problem] = [{"group": problem, "error": error_scale * v} | dict.fromkeys(names, scale * v) for v in number]
     monkeypatch.setattr(tables, "_with_errors", lambda: rows)
     monkeypatch.setattr(tables, "_kept", lambda table: [
         {"budget": 1504, "data": "same", "particles": None, "noise": noise, "m2": m2, "farthest": 1.0, "retries": 0,
