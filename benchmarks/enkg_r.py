@@ -417,23 +417,24 @@ def show_wall(table, rows):
 
 
 def show_multimodal(table, rows):
-    """Flagged: the ensembles are further apart than those of any image that no seed failed."""
-    lost = {r["item"]: any(failed(dict(zip(("psnr_aligned", "chi2_cp", "chi2_lca"), one))) for one in
-                           zip(r["psnr_aligned"], r["chi2_cp"], r["chi2_lca"])) for r in rows}
-    limit = max((r["disagreement"] for r in rows if not lost[r["item"]]), default=float("nan"))
-    print("| image | some seed failed | PSNR dB | chi2 cp | chi2 lca | kappa | disagreement | flagged | weights "
-          "| PSNR of the weighted pool |\n|" + "---|" * 10)
-    for r in sorted(rows, key=lambda r: (not lost[r["item"]], r["item"])):
-        print(f"| {r['item']} | {'yes' if lost[r['item']] else 'no'} | " + " | ".join(
+    """Two ways to flag: further apart than any image that no seed failed (known afterwards), and separation above 1."""
+    lost = {r["item"]: [failed(dict(zip(("psnr_aligned", "chi2_cp", "chi2_lca"), one))) for one in
+                        zip(r["psnr_aligned"], r["chi2_cp"], r["chi2_lca"])] for r in rows}
+    limit = max((r["disagreement"] for r in rows if not any(lost[r["item"]])), default=float("nan"))
+    print("| image | seeds failed | PSNR dB | chi2 cp | chi2 lca | kappa | weights | PSNR of the weighted pool "
+          "| disagreement | separation |\n|" + "---|" * 10)
+    for r in sorted(rows, key=lambda r: (not any(lost[r["item"]]), r["item"])):
+        print(f"| {r['item']} | {sum(lost[r['item']])} of {len(lost[r['item']])} | " + " | ".join(
             " / ".join(f"{value:.{digits}f}" for value in r[name]) for name, digits in (
-                ("psnr_aligned", 1), ("chi2_cp", 2), ("chi2_lca", 2), ("kappa", 2)))
-              + f" | {r['disagreement']:.2f} | {'yes' if r['disagreement'] > limit else 'no'} "
-              f"| {' / '.join(f'{w:.2f}' for w in r['weights'])} | {r['psnr_of_pool']:.1f} |")
-    bad = [r for r in rows if lost[r["item"]]]
-    wrong = [r for r in bad if min(r["psnr_aligned"]) < 24]
-    print(f"largest disagreement of an image that no seed failed: {limit:.2f}; flagged "
-          f"{sum(r['disagreement'] > limit for r in bad)} of {len(bad)} with a failed seed, "
-          f"{sum(r['disagreement'] > limit for r in wrong)} of {len(wrong)} with a seed below 24 dB")
+                ("psnr_aligned", 1), ("chi2_cp", 2), ("chi2_lca", 2), ("kappa", 2), ("weights", 2)))
+              + f" | {r['psnr_of_pool']:.1f} | {r['disagreement']:.2f}{' (!)' if r['disagreement'] > limit else ''} "
+              f"| {r['separation']:.2f}{' (!)' if r['separation'] > 1 else ''} |")
+    print(f"(!): flagged; disagreement above {limit:.2f}, the largest of an image that no seed failed, separation above 1. "
+          + "; ".join(f"{name}: {sum(r['disagreement'] > limit for r in of)} and {sum(r['separation'] > 1 for r in of)} of "
+                      f"{len(of)} flagged" for name, of in (
+                          ("a seed below 24 dB", [r for r in rows if min(r["psnr_aligned"]) < 24]),
+                          ("a failed seed", [r for r in rows if any(lost[r["item"]])]),
+                          ("no failed seed", [r for r in rows if not any(lost[r["item"]])]))))
 
 
 def show_calibrated(table, rows):

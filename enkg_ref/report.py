@@ -167,8 +167,8 @@ def text(summary):
     if "disagreement" in summary:
         lines.append(f"  {'disagreement of the ensembles':32s} {summary['disagreement']:.3f}   (distance of two means "
                      "over the norm of the pooled one)")
-        lines.append(f"  {'separation of the ensembles':32s} {summary['separation']:.3f}   (largest distance of two means "
-                     "over the spread of one; above 1: other modes, or too small a spread)")
+        lines.append(f"  {'separation of the ensembles':32s} {summary['separation']:.3f}   (largest distance of two "
+                     "means over the spread of one; above 1: other modes, or too small a spread)")
     if summary["method"] == "enkg-r" and summary["ensembles"] > 1:
         shares = ", ".join(f"{weight:.3f}" for weight in summary["weights"])
         lines.append(f"  {'weights of the ensembles':32s} {shares}   (by misfit)")
