@@ -55,7 +55,7 @@ def picture(drawn, made, path):
 def kerr_disc_64(work):
     import torch
 
-    from onnx_priors.training import kerr_disc
+    from onnx_priors.training import command, kerr_disc
 
     torch.set_num_threads(1)
     _, full, training = kerr_disc.build(work)
@@ -68,7 +68,7 @@ def kerr_disc_64(work):
         return lambda x, sigma: torch.from_numpy(prior(x[:, 0].numpy(), float(sigma[0])))[:, None]
 
     denoisers = {"network": rows(denoise), "shipped Gaussian": rows(gaussian), "full Wiener": full}
-    print(kerr_disc.error_table(denoisers, clean))
+    print(command.error_table(denoisers, clean))
 
     x = clean[:256, 0].numpy()
     begin = time.process_time()
