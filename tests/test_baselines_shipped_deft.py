@@ -71,3 +71,36 @@ def test_a_symmetry_of_the_flow_turns_a_field_and_its_data_alike():
     moved, data = turned(fields, observed, np.random.default_rng(3))
     assert not np.allclose(moved, fields)
     assert np.allclose(np.asarray(problem.forward(moved)).reshape(8, 16, 16), data, atol=1e-5 * np.abs(data).max())
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from onnx_priors.training import deft
+
+    rng, denoise = np.random.default_rng(0), OnnxDenoiser("navier-stokes-32", threads=1)
+    fields, y = (rng.standard_normal((64, n, n)).astype(np.float32) for n in (32, 16))
+
+    class Stopping:
+        """The same denoiser, which fails at its third call."""
+
+        def __init__(self):
+            self.session, self.calls = self, 0
+
+        def run(self, *args):
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return denoise.session.run(*args)
+
+    def train(denoise, folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        model = deft.Correction(32, 0.5, 5.6, channels=(8, 8))
+        return list(deft.train(model, denoise, fields, y, 4 * 8, 1, tmp_path / folder, batch=8)[0].parameters())
+
+    whole = train(denoise, "whole")
+    minutes = iter(range(0, 10_000, 61))
+    monkeypatch.setattr(deft.time, "monotonic", lambda: next(minutes))  # a checkpoint after every step
+    with pytest.raises(KeyboardInterrupt):
+        train(Stopping(), "stopped")
+    assert all(torch.equal(a, b) for a, b in zip(whole, train(denoise, "stopped")))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -83,14 +84,25 @@ def turned(fields, y, rng):
     return tuple(np.concatenate(parts) for parts in zip(*pairs))
 
 
-def train(model, denoise, fields, y, images, seed, log_sigma=(0.0, 1.4), rate=1.5e-3, batch=32):
-    """Minimise E |D - sigma h - x0|^2/c^2; Adam, linear warm-up and decay to 0. Returns (EMA model, CPU seconds)."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    rng, steps, started, losses = np.random.default_rng(seed), images // batch, time.process_time(), []
-    for step in range(steps):
+def train(model, denoise, fields, y, images, seed, work, log_sigma=(0.0, 1.4), rate=1.5e-3, batch=32, decay=0.998):
+    """Minimise E |D - sigma h - x0|^2/c^2. Returns (model with averaged weights, CPU seconds).
+
+    Adam; its rate warms up over 100 steps, stays, and falls linearly to 0 over the last quarter. ``work`` holds
+    deft-SIZE-SEED.pt, written once a minute; an existing one is resumed, and ``images`` may be changed before that quarter.
+    """
+    optimizer, checkpoint = torch.optim.Adam(model.parameters(), lr=rate), Path(work) / f"deft-{model.size}-{seed}.pt"
+    average = {name: value.detach().clone() for name, value in model.named_parameters()}
+    step, spent = 0, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average, step, spent = saved["average"], saved["step"], saved["spent"]
+    steps, cpu, saved_at, losses = images // batch, time.process_time(), time.monotonic(), []
+    while step < steps:
+        rng = np.random.default_rng([seed, step])
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 100, 2 * (steps - step) / steps)
+            group["lr"] = rate * min(1.0, (step + 1) / 100, 4 * (steps - step) / steps)
         rows = rng.integers(len(fields), size=batch)
         sigma = np.exp(log_sigma[0] + log_sigma[1] * rng.standard_normal(batch)).clip(0.01, 60).astype(np.float32)
         noise = rng.uniform(0, NOISE, batch).astype(np.float32)
@@ -107,15 +119,26 @@ def train(model, denoise, fields, y, images, seed, log_sigma=(0.0, 1.4), rate=1.
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        average.update_parameters(model)
+        keep = min(decay, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                average[name].lerp_(value, 1 - keep)
+        step += 1
         prior = ((1 / s4**2 + 1 / model.deviation**2) * (denoised - x0) ** 2).mean()
         losses.append((loss.item(), prior.item()))
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        spent, cpu = spent + time.process_time() - cpu, time.process_time()
+        if time.monotonic() - saved_at > 60 or step == steps:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average,
+                        "step": step, "spent": spent}, f"{checkpoint}.new")
+            os.replace(f"{checkpoint}.new", checkpoint)
+            saved_at = time.monotonic()
+        if step % 250 == 0 or step == steps:
             corrected, alone = np.mean(losses, axis=0)
-            print(f"{(step + 1) * batch:8d} pairs {(time.process_time() - started) / 60:5.1f} CPU min  loss "
-                  f"{corrected:.4f}, of the prior alone {alone:.4f}", flush=True)
+            print(f"{step * batch:8d} pairs {spent / 60:5.1f} CPU min  loss {corrected:.4f}, of the prior alone "
+                  f"{alone:.4f}", flush=True)
             losses = []
-    return average.module.eval().requires_grad_(False), time.process_time() - started
+    model.load_state_dict({**model.state_dict(), **average})
+    return model.eval().requires_grad_(False), spent
 
 
 def write(model, path, size, metadata):
@@ -149,7 +172,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m onnx_priors.training.deft", description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=int, choices=(32, 64), default=32)
     parser.add_argument("--out", required=True, help="ONNX file to write")
-    parser.add_argument("--work", required=True, help="directory for the training fields and their data")
+    parser.add_argument("--work", required=True, help="directory for fields, data and checkpoint")
     parser.add_argument("--images", type=int, default=60_000, help="pairs to be seen (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -161,7 +184,7 @@ def main(arguments=None):
     y = simulated(problem, fields, options.work)
     model = Correction(options.size, float(fields.std()), problem.scale)
     denoise = OnnxDenoiser(problem.prior, threads=1)
-    model, spent = train(model, denoise, fields, y, options.images, options.seed)
+    model, spent = train(model, denoise, fields, y, options.images, options.seed, options.work)
     metadata = {"problem": problem.name, "prior": problem.prior, "offline_forward": len(fields),
                 "pairs_seen": options.images, "cpu_minutes": round(spent / 60, 1), "weight_licence": "MIT",
                 "training_command": f"python -m onnx_priors.training.deft --size {options.size} --work DIR --out "
