@@ -88,7 +88,7 @@ def train(model, denoise, fields, y, images, seed, work, log_sigma=(0.0, 1.4), r
     """Minimise E |D - sigma h - x0|^2/c^2. Returns (model with averaged weights, CPU seconds).
 
     Adam; its rate warms up over 100 steps, stays, and falls linearly to 0 over the last quarter. ``work`` holds
-    deft-SIZE-SEED.pt, written once a minute; an existing one is resumed, and ``images`` may be changed before that quarter.
+    deft-SIZE-SEED.pt, written once a minute; an existing one is resumed. ``images`` may be changed before that quarter.
     """
     optimizer, checkpoint = torch.optim.Adam(model.parameters(), lr=rate), Path(work) / f"deft-{model.size}-{seed}.pt"
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
