@@ -2,6 +2,7 @@
 
     python benchmarks/arena.py linear-gaussian navier-stokes black-hole          from the root of the repository
     python benchmarks/arena.py navier-stokes --tables                            tables of what is there, nothing is run
+    python benchmarks/arena.py navier-stokes --page                              results/ as Markdown, for the page
 
 Tables, numbers and plots go to benchmarks/results/arena-NAME.txt, .json and .png, run records to out-arena/ (not kept in
 the repository). The same command goes on where it was stopped. --only NAME takes one of the comparisons. The row of
@@ -68,17 +69,66 @@ def tabulate(out, command, files=None):
     return arena.tabulate(records, known, {**saved, "settings": {}, "metric": metric}, out)
 
 
+def page(name):
+    """Markdown of a table in results/: the metric by method and budget, best at the largest budget first."""
+    summary = json.loads((HERE / "results" / f"arena-{name}.json").read_text())
+    metric, sign = summary["metric"], -1 if summary["metric"] in arena.LARGER_IS_BETTER else 1
+    digits = 2 if sign > 0 else 1
+    rows = {(row["method"], row["budget"]): row for row in summary["table"]}
+    budgets = sorted({budget for _, budget in rows})
+    usual = summary["items"], summary["seeds"]
+
+    def cell(row):
+        if row is None:
+            return "-"
+        note = "" if (row["items"], row["seeds"]) == usual else f" ({row['items']} x {row['seeds']})"
+        failed = f", {row['failed']} failed" if row["failed"] else ""
+        value = row["mean"].get(metric)
+        return ("-" if value is None else f"{value:.{digits}f}") + note + failed
+
+    def difference(row):
+        mean, low, high = row.get("difference", (None,) * 3)
+        if mean is None or row.get("method") == summary["base"]:
+            return ""
+        return f"{mean:+.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+    def last(method):
+        return rows[method, max(budget for other, budget in rows if other == method)]
+
+    methods = sorted({method for method, _ in rows}, key=lambda method: sign * last(method)["mean"].get(metric, sign * 99))
+    lines = [f"**{name}**: {metric.replace('_', ' ')}, {usual[0]} items x {usual[1]} seeds; a gradient counts "
+             f"{summary['c_vjp']:g} calls beside its value", "",
+             "| method | " + " | ".join(f"F = {budget:,}" for budget in budgets)
+             + f" | minus {summary['base']}, paired [95 %] | depth | denoiser, network | s | own % |",
+             "|---" * (len(budgets) + 6) + "|"]
+    for method in methods:
+        row = last(method)
+        cost = row["cost"]
+        lines.append(f"| {method} | " + " | ".join(cell(rows.get((method, budget))) for budget in budgets)
+                     + f" | {difference(row)} | {cost['depth']:,.0f} | {cost['denoiser'] + cost['network']:,.0f} | "
+                       f"{cost['seconds']:.1f} | {cost['own_percent']:.0f} |")
+    for label, row in summary["known"].items():
+        value = f"{row['mean'][metric]:.{digits}f}" if metric in row["mean"] else "-"
+        seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
+        lines.append(f"| {label} |" + " |" * (len(budgets) - 1) + f" {value} | {difference(row)} | | | {seconds} | |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", nargs="+", choices=COMPARISONS)
     parser.add_argument("--only", metavar="NAME", help="one comparison, such as navier-stokes-noise-0")
     parser.add_argument("--tables", action="store_true", help="run nothing, tabulate what is there")
+    parser.add_argument("--page", action="store_true", help="run nothing, print the tables in results/ as Markdown")
     options = parser.parse_args()
     results = HERE / "results"
     for problem in options.problems:
         for name, commands in COMPARISONS[problem].items():
             out, files = HERE.parent / "out-arena" / name, []
             if options.only not in (None, name):
+                continue
+            if options.page:
+                print(f"{page(name)}\n")
                 continue
             for command in () if options.tables else commands:
                 print(f"enkg compare {command}", flush=True)
