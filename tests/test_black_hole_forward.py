@@ -77,6 +77,24 @@ def test_visibilities_and_chi2_equal_the_goldens(golden):
     assert vlbi.chi2_log_amplitude(*parts["lca"]) == pytest.approx(expected["lca"], rel=1e-10)
 
 
+def test_closures_sigmas_and_chi2_of_a_stack_of_images_are_those_of_each_image(golden):
+    _, data, model, parts = golden
+    closures, turned = vlbi.minimal_set(data), np.exp(1j * np.linspace(0.0, 0.4, len(model)))
+    stack = np.stack([model, 1.1 * model, model * turned])
+
+    def chi2(vis):
+        cp, lca = vlbi.closure_phases(vis, closures), vlbi.log_closure_amplitudes(vis, closures)
+        return [vlbi.chi2_visibility(vis, data), vlbi.chi2_amplitude(vis, data), vlbi.chi2_phase(cp, *parts["cp"][1:]),
+                vlbi.chi2_log_amplitude(lca, *parts["lca"][1:])]
+
+    one_by_one = np.transpose([chi2(vis) for vis in stack])
+    assert np.ptp(one_by_one[:2], axis=1).min() > 1e-3  # three different images
+    np.testing.assert_allclose(chi2(stack), one_by_one, rtol=1e-12)
+    for all_sigmas, *each in zip(vlbi.closure_sigmas(stack, data.sigma, closures),
+                                 *(vlbi.closure_sigmas(vis, data.sigma, closures) for vis in stack)):
+        np.testing.assert_allclose(all_sigmas, each, rtol=1e-12)
+
+
 def test_sums_of_closures_and_sigmas_equal_the_goldens(golden):
     expected, _, _, parts = golden
     for kind, index in (("cp", 0), ("lca", 1)):
