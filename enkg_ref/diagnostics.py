@@ -21,9 +21,9 @@ def diagnose(x, x_new, y_pred, likelihood, correction=None, alive=None):
 
     misfit        ||gbar - y||_Gamma^2 / m,      mean_misfit   (1/J) sum_j ||g_j - y||_Gamma^2 / m
     spread        sqrt(tr C_xx / d),             spread_obs    tr(Gamma^-1 C_yy) / m
-    alignment     ||C_xy Gamma^-1/2||_F^2 / (tr(Gamma^-1 C_yy) tr C_xx), in [0, 1]; `theory.md` 2.4
+    alignment     ||C_xy Gamma^-1/2||_F^2 / (tr(Gamma^-1 C_yy) tr C_xx), in [0, 1]; THEORY.md 1.4
     w_lambda_max  w times the largest eigenvalue of Gamma^-1/2 C_yy Gamma^-1/2; above 2 the spread may grow
-    budget_scale  sqrt(r + kappa^2), r = rank C_yy, kappa the Mahalanobis misfit of the mean; `theory.md` 4.4
+    budget_scale  sqrt(r + kappa^2), r = rank C_yy, kappa the Mahalanobis misfit of the mean; THEORY.md 1.5
     """
     xp = array_namespace(x, y_pred)
     J = x.shape[0]

@@ -148,7 +148,7 @@ class Config:
 
 
 _OFFICIAL = Config(particles=2048, steps=80, updates=2, guard=None, guidance_schedule=official_guidance)
-PRESETS = {  # released configurations of the official code and of InverseBench (`algorithm.md` 7)
+PRESETS = {  # released configurations of the official code and of InverseBench
     "navier-stokes-official": dataclasses.replace(
         _OFFICIAL, window=guided_window(80, 0.05, 0.05)),
     "ffhq-official": dataclasses.replace(
@@ -166,6 +166,9 @@ PRESETS = {  # released configurations of the official code and of InverseBench 
 class State:
     """All that a resume needs: the particles, where they stand, and the counters so far (sequential calls).
 
+    x : (J, *event), particles at noise level sigma_level
+    update, updates_done : corrections made at this level, and in all
+    collapse_budget : sum of gamma_i / sqrt(r + kappa^2) over the updates; the observed spread falls about like exp(-b)
     y_pred, expected : the last predictions, and their change if G o phi were affine: what `Info.trust` is taken from
     """
 

@@ -1,5 +1,5 @@
 """Two rules that the paper does not have. Both are off unless asked for: a stop when the data are fitted, and a step
-that knows the noise level. The published step is invariant to Gamma -> c Gamma and has neither (`theory.md` 4.5, 4.6).
+that knows the noise level. The published step is invariant to Gamma -> c Gamma and has neither (THEORY.md 3).
 """
 
 from __future__ import annotations

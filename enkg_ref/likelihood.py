@@ -87,7 +87,7 @@ class Closures(Gaussian):
     * "cos" (default, and InverseBench): l = 2 (1 - cos d), residual sin(d)/sigma^2: smooth, blind to turns of 2 pi;
     * "square" (the official code's EnKG): l = d^2 with d as it comes, which jumps at +-pi.
 
-    The theorems on monotonicity need an affine residual: "square", not "cos" (`algorithm.md` T4).
+    The theorems on monotonicity need an affine residual: "square", not "cos" (THEORY.md 1.3: e_j = b_j + ebar).
 
     Parameters
     ----------

@@ -28,6 +28,7 @@ from enkg_ref.baselines import (
     scg,
 )
 from enkg_ref.baselines import eki as eki_module
+from enkg_ref.baselines.wave import expect_one
 from enkg_ref.checkpoint import load, save
 from enkg_ref.enkg import iterate
 from enkg_ref.ledger import Ledger
@@ -377,3 +378,12 @@ def test_data_that_fit_exactly_skip_the_guidance(name):
     state = solve(method, world.forward, NOISE)
     free = dataclasses.replace(method, config=dataclasses.replace(method.config, guidance=0.0))
     np.testing.assert_array_equal(state.x, solve(free, world.forward, NOISE).x)
+
+
+@pytest.mark.parametrize(("choices", "expected"), [
+    (("raise", "keep"), "'raise' or 'keep'"),
+    (("denoised", "euler", "noiseless"), "'denoised', 'euler' or 'noiseless'")])
+def test_a_setting_that_is_none_of_the_choices_is_refused_with_all_of_them(choices, expected):
+    expect_one("last", choices[0], *choices)
+    with pytest.raises(ValueError, match=f"^last: got 'other', expected {expected}$"):
+        expect_one("last", "other", *choices)

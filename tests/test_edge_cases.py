@@ -1,4 +1,4 @@
-"""Every row of the edge-case table (`algorithm.md` 10.2), and the guard at the rounding floor (10.3, C8)."""
+"""Edge cases: constant, collapsed, failing members, wrong shapes and settings, the guard at the rounding floor (C8)."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""Invariances I1-I17 of the correction and of whole runs (`algorithm.md` 14), and the one-step identities T9-T13.
+"""Invariances I1-I17 of the correction and of whole runs, and the one-step identities T9-T13.
 
 Random ensembles, a non-linear psi (sine plus quadratic), dense noise covariance. No reference output is needed: each
 property holds for every psi, so a sign, a transposed product or a wrong divisor breaks at least one of them.

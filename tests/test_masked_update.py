@@ -1,4 +1,4 @@
-"""Members that failed: the masked correction is the correction of the survivors (`algorithm.md` 10.4)."""
+"""Members that failed: the masked correction is the correction of the survivors."""
 
 import dataclasses
 import warnings

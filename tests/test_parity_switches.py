@@ -1,6 +1,7 @@
 """The habits of the official code and of InverseBench, each behind a switch, against a literal transcription.
 
-The numbers Q1-Q19 are those of the table in `algorithm.md` 11. The official code itself is not run here.
+Q1-Q19 number the differences between the official code and this project; the test names say
+which. The official code itself is not run here.
 """
 
 import dataclasses

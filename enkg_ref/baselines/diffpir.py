@@ -13,7 +13,7 @@ from typing import Any
 
 from .._xp import array_namespace
 from .schedule import vp_grid
-from .wave import Settings, expect, finite_rows, normals, per_row, predictions, report, require_finite
+from .wave import Settings, expect, expect_one, finite_rows, normals, per_row, predictions, report, require_finite
 
 
 def paper_rho(lam, sigma, scale):
@@ -52,10 +52,8 @@ class Config(Settings):
         expect("lam", self.lam, 0, strict=True)
         if not 0.0 <= self.xi <= 1.0:
             raise ValueError(f"xi: got {self.xi}, expected a share of noise in [0, 1]")
-        if self.last not in ("denoised", "noisy"):
-            raise ValueError(f"last: got {self.last!r}, expected 'denoised' or 'noisy'")
-        if self.failed not in ("raise", "keep"):
-            raise ValueError(f"failed: got {self.failed!r}, expected 'raise' or 'keep'")
+        expect_one("last", self.last, "denoised", "noisy")
+        expect_one("failed", self.failed, "raise", "keep")
 
 
 @dataclass(frozen=True)

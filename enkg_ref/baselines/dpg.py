@@ -14,7 +14,19 @@ from typing import Any
 
 from .._xp import array_namespace
 from .schedule import vp_grid
-from .wave import Settings, expect, flat, normals, per_row, predictions, repeat, report, require_finite, row_norm
+from .wave import (
+    Settings,
+    expect,
+    expect_one,
+    flat,
+    normals,
+    per_row,
+    predictions,
+    repeat,
+    report,
+    require_finite,
+    row_norm,
+)
 
 
 def published_radius(z, d):
@@ -46,8 +58,7 @@ class Config(Settings):
         expect("steps", self.steps, 2)
         expect("queries", self.queries, 2)
         expect("guidance", self.guidance)
-        if self.last not in ("denoised", "noisy"):
-            raise ValueError(f"last: got {self.last!r}, expected 'denoised' or 'noisy'")
+        expect_one("last", self.last, "denoised", "noisy")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._xp import array_namespace
 from .schedule import vp_grid
-from .wave import Settings, expect, finite_rows, normals, per_row, predictions, report, require_finite
+from .wave import Settings, expect, expect_one, finite_rows, normals, per_row, predictions, report, require_finite
 
 
 def per_sample(loss):
@@ -47,10 +47,8 @@ class Config(Settings):
     def __post_init__(self):
         expect("steps", self.steps, 2)
         expect("guidance", self.guidance)
-        if self.last not in ("denoised", "noisy"):
-            raise ValueError(f"last: got {self.last!r}, expected 'denoised' or 'noisy'")
-        if self.failed not in ("raise", "keep"):
-            raise ValueError(f"failed: got {self.failed!r}, expected 'raise' or 'keep'")
+        expect_one("last", self.last, "denoised", "noisy")
+        expect_one("failed", self.failed, "raise", "keep")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._xp import array_namespace
 from .schedule import vp_grid
-from .wave import Settings, expect, flat, normals, per_row, predictions, repeat, report, require_finite
+from .wave import Settings, expect, expect_one, flat, normals, per_row, predictions, repeat, report, require_finite
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Config(Settings):
     seed: int = 0
 
     def __post_init__(self):
-        if self.mode not in ("forward", "central"):
-            raise ValueError(f"mode: got {self.mode!r}, expected 'forward' or 'central'")
+        expect_one("mode", self.mode, "forward", "central")
         expect("steps", self.steps, 2)
         expect("guidance", self.guidance)
         expect("smoothing", self.smoothing, 0, strict=True)
@@ -45,8 +44,7 @@ class Config(Settings):
             expect("queries", self.queries, 1)
         elif self.queries < 2 or self.queries % 2:
             raise ValueError(f"queries: got {self.queries}, expected an even number >= 2 for central differences")
-        if self.last not in ("denoised", "noisy"):
-            raise ValueError(f"last: got {self.last!r}, expected 'denoised' or 'noisy'")
+        expect_one("last", self.last, "denoised", "noisy")
 
     @property
     def wave(self):

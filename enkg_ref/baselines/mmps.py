@@ -16,7 +16,7 @@ from typing import Any
 
 from .._xp import array_namespace, like
 from ..diffusion import edm_sigmas, initial_ensemble
-from .wave import Settings, expect, finite_rows, normals, per_row, predictions, report, require_finite
+from .wave import Settings, expect, expect_one, finite_rows, normals, per_row, predictions, report, require_finite
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Config(Settings):
         expect("solver", self.solver, 1)
         expect("difference", self.difference, 0, strict=True)
         expect("damping", self.damping)
-        if self.failed not in ("raise", "keep"):
-            raise ValueError(f"failed: got {self.failed!r}, expected 'raise' or 'keep'")
+        expect_one("failed", self.failed, "raise", "keep")
 
 
 @dataclass(frozen=True)

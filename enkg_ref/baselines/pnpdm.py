@@ -14,7 +14,7 @@ from typing import Any
 
 from ..diffusion import edm_sigmas
 from .schedule import levels_below, ve_sde
-from .wave import Settings, expect, normals, predictions, report, require_finite
+from .wave import Settings, expect, expect_one, normals, predictions, report, require_finite
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Config(Settings):
             expect(name, getattr(self, name), 1)
         for name in ("rho_max", "rho_min", "decay", "step", "tau"):
             expect(name, getattr(self, name), 0, strict=True)
-        if self.last not in ("denoised", "euler", "noiseless"):
-            raise ValueError(f"last: got {self.last!r}, expected 'denoised', 'euler' or 'noiseless'")
+        expect_one("last", self.last, "denoised", "euler", "noiseless")
 
     def rhos(self):
         """The couplings of the T outer steps."""

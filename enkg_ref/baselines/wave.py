@@ -24,6 +24,13 @@ def expect(name, value, least=0, strict=False):
         raise ValueError(f"{name}: got {value}, expected a number {'>' if strict else '>='} {least}")
 
 
+def expect_one(name, value, *choices):
+    """Raises ValueError unless ``value`` is one of the choices."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name}: got {value!r}, expected {', '.join(others)} or {last}")
+
+
 @dataclass(frozen=True)
 class Info:
     """Diagnostics of one wave. Plain Python numbers.
@@ -77,9 +84,9 @@ def require_finite(x, what, level, sigma):
 
 
 def normals(seed, stream, x, extra=()):
-    """(rows, *extra, *event) standard normals like x; row r depends on (seed, stream, r) only, and the first k of
+    """(rows, *extra, *event) standard normals like x.
 
-    ``extra`` draws are those of a shorter ``extra``.
+    Row r depends on (seed, stream, r) only, and the first k of ``extra`` draws are those of a shorter ``extra``.
     """
     return like(member_normals(seed, stream, x.shape[0], (*extra, *x.shape[1:])), x)
 
