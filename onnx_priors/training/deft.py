@@ -72,9 +72,9 @@ def simulated(problem, fields, work):
 
 
 def turned(fields, y, rng):
-    """Fields (B, n, n) and their noise-free data (B, n/2, n/2), both under random symmetries of the flow, another one
+    """Fields (B, n, n) and their noise-free data (B, n/2, n/2), both under random symmetries of the flow.
 
-    for each eighth of the batch. Shifts by two points are shifts by one datum.
+    Another symmetry for each eighth of the batch. Shifts by two points are shifts by one datum.
     """
     pairs = []
     for x, data in zip(np.array_split(fields, 8), np.array_split(y, 8)):
