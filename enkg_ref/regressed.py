@@ -64,7 +64,8 @@ class Config:
 
     particles : J >= 3;  levels : L, each costs J forward and J denoiser calls
     sigma_start : s_1;  sigma_end : the last level at the earliest, noise_floor sigma_y/gain if that is larger, where
-        gain^2 = (tr(H C_s H')/m)/(tr C_s/d) is updated every level;  between them s falls geometrically
+        gain^2 = (tr(H C_s H')/m)/(tr C_s/d) is updated every level;  between them s falls geometrically,
+        at most by the factor ``steepest`` from level to level, even if the levels end before s_L is reached
     memory : rho, the weight of an evaluation falls by this factor every level; below ``min_weight`` it is dropped
     locality : an evaluation's weight also falls with its distance from the current particles (`local_weights`); 0: no
     metric : the ridge penalty of mode k is divided by (l_k/l_1)^(2 metric); 0: all alike
@@ -78,6 +79,7 @@ class Config:
     sigma_start: float = 3.0
     sigma_end: float = 0.05
     noise_floor: float = 2.0
+    steepest: float = 0.0
     memory: float = 0.75
     min_weight: float = 0.02
     locality: float = 1.0
@@ -98,6 +100,8 @@ class Config:
                              "0 < sigma_end <= sigma_start")
         if not 0 < self.memory <= 1:
             raise ValueError(f"memory: got {self.memory}, expected a number in (0, 1]")
+        if not 0 <= self.steepest <= 1:
+            raise ValueError(f"steepest: got {self.steepest}, expected a ratio of noise levels in [0, 1]")
         if not self.model_noise >= 0:
             raise ValueError(f"model_noise: got {self.model_noise}, expected a number >= 0")
 
@@ -118,6 +122,8 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     s_1 = 2 x the prior's pointwise standard deviation std, or .6 x the rms standard deviation of its leading modes
     (sum l^2/sum l)^1/2 if that is larger; s_L = max(2 sigma_y/gain, .05 std), geometric.
     rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 350]: n evaluations carry the regression.
+    s at most halves while they are renewed: particles that outrun the regression keep their error and lose their
+    spread. With few calls the levels therefore end above s_L.
     c_R = .25, R shrunk towards tr(S)/m I, or, where some data are angles, towards the diagonal; there outliers are
     replaced. The level is held while kappa > 4.
 
@@ -133,7 +139,7 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     closures = isinstance(likelihood, Closures)
     return Config(
         particles=J, levels=budget // J, sigma_start=start, sigma_end=min(max(0.05 * reference.std, lowest), start),
-        memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25,
+        steepest=0.5 ** (J / evaluations), memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25,
         shrink_to=diagonal if closures else isotropic, outliers=twice_the_median if closures else None)
 
 
@@ -334,11 +340,11 @@ class EnKGR:
                 like(weight[keep], a))
 
     def _next_sigma(self, s, level, gain):
-        """Geometric from here to the current s_L over the levels that are left; s never rises."""
+        """Geometric from here to the current s_L over the levels that are left; never up, never too steeply down."""
         c = self.config
         left = c.levels - level - 1
         end = max(c.noise_floor / gain if gain > 0 else s, c.sigma_end)
-        return s * (min(end, s) / s) ** (1.0 / left) if left > 0 else s
+        return s * max((min(end, s) / s) ** (1.0 / left), c.steepest) if left > 0 else s
 
     def _within_prior(self, x):
         xp = array_namespace(x)

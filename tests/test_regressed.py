@@ -360,6 +360,17 @@ def test_the_level_is_held_while_the_innovations_are_too_large():
     assert all(a.sigma >= b.sigma for a, b in zip(infos, infos[1:]))
 
 
+@pytest.mark.parametrize("steepest,expected", [(0.5, 0.5 ** np.arange(6)), (0.0, np.geomspace(1.0, 1e-3, 6))])
+def test_the_noise_level_falls_geometrically_but_never_too_steeply(steepest, expected):
+    config = Config(particles=8, levels=6, sigma_start=1.0, sigma_end=1e-3, noise_floor=0.0, hold=None,
+                    steepest=steepest)
+    variances, H, _, y, _ = _set_up_b(1, 16, 4)
+    method = EnKGR(lambda x, s: x * (variances / (variances + s * s)), Gaussian(y, 0.5),
+                   Reference(np.zeros(16), np.eye(16), variances), config)
+    levels = iterate(method, lambda x: x @ H.T, method.init(member_normals(1, 0, 8, (16,))))
+    np.testing.assert_allclose([info.sigma for _, info in levels], expected, rtol=1e-9)
+
+
 def test_a_level_where_every_row_failed_lives_on_the_history():
     variances, H, _, y, _ = _set_up_b(2)
     method = EnKGR(lambda x, s: x * (variances / (variances + s * s)), Gaussian(y, 0.5),
@@ -510,6 +521,8 @@ def test_the_rule_scales_with_the_prior_and_spends_the_budget():
         larger = settings_by_rule(Reference(np.zeros(200), np.eye(200), 4 * variances), likelihood, budget)
         assert math.isclose(larger.sigma_start, 2 * config.sigma_start)
         assert math.isclose(larger.sigma_end, 2 * config.sigma_end) and larger.memory == config.memory
+        renewed = 1.0 / (1.0 - config.memory)  # levels until the evaluations of the regression are new ones
+        assert math.isclose(config.steepest**renewed, 0.5)
     closures = Closures(np.zeros(5), np.ones(5), [True] * 5)
     assert settings_by_rule(reference, closures, 1500).shrink_to is diagonal
     with pytest.raises(ValueError, match="budget: got 63 forward calls, expected at least 64"):
@@ -518,7 +531,8 @@ def test_the_rule_scales_with_the_prior_and_spends_the_budget():
 
 @pytest.mark.parametrize("change,message", [
     ({"particles": 2}, "particles: got 2"), ({"levels": 0}, "levels: got 0"), ({"memory": 0.0}, "memory: got 0.0"),
-    ({"sigma_end": 5.0}, "sigma_start, sigma_end"), ({"model_noise": -1.0}, "model_noise: got -1.0")])
+    ({"sigma_end": 5.0}, "sigma_start, sigma_end"), ({"steepest": 1.5}, "steepest: got 1.5 "),
+    ({"model_noise": -1.0}, "model_noise: got -1.0")])
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TABLE, **change)
