@@ -122,8 +122,8 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     s_1 = 2 x the prior's pointwise standard deviation std, or .6 x the rms standard deviation of its leading modes
     (sum l^2/sum l)^1/2 if that is larger; s_L = max(2 sigma_y/gain, .05 std), geometric.
     rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 350]: n evaluations carry the regression.
-    s at most halves while they are renewed: particles that outrun the regression keep their error and lose their
-    spread. With few calls the levels therefore end above s_L.
+    While they are renewed once s falls to .4 of its value at most: particles that outrun the regression keep their
+    error and lose their spread. With few calls the levels therefore end above s_L.
     c_R = .25, R shrunk towards tr(S)/m I, or, where some data are angles, towards the diagonal; there outliers are
     replaced. The level is held while kappa > 4.
 
@@ -139,7 +139,7 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     closures = isinstance(likelihood, Closures)
     return Config(
         particles=J, levels=budget // J, sigma_start=start, sigma_end=min(max(0.05 * reference.std, lowest), start),
-        steepest=0.5 ** (J / evaluations), memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25,
+        steepest=0.4 ** (J / evaluations), memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25,
         shrink_to=diagonal if closures else isotropic, outliers=twice_the_median if closures else None)
 
 

@@ -522,7 +522,7 @@ def test_the_rule_scales_with_the_prior_and_spends_the_budget():
         assert math.isclose(larger.sigma_start, 2 * config.sigma_start)
         assert math.isclose(larger.sigma_end, 2 * config.sigma_end) and larger.memory == config.memory
         renewed = 1.0 / (1.0 - config.memory)  # levels until the evaluations of the regression are new ones
-        assert math.isclose(config.steepest**renewed, 0.5)
+        assert math.isclose(config.steepest**renewed, 0.4)
     closures = Closures(np.zeros(5), np.ones(5), [True] * 5)
     assert settings_by_rule(reference, closures, 1500).shrink_to is diagonal
     with pytest.raises(ValueError, match="budget: got 63 forward calls, expected at least 64"):
@@ -531,7 +531,7 @@ def test_the_rule_scales_with_the_prior_and_spends_the_budget():
 
 @pytest.mark.parametrize("change,message", [
     ({"particles": 2}, "particles: got 2"), ({"levels": 0}, "levels: got 0"), ({"memory": 0.0}, "memory: got 0.0"),
-    ({"sigma_end": 5.0}, "sigma_start, sigma_end"), ({"steepest": 1.5}, "steepest: got 1.5 "),
+    ({"sigma_end": 5.0}, "sigma_start, sigma_end"), ({"steepest": 1.5}, "steepest: got 1.5"),
     ({"model_noise": -1.0}, "model_noise: got -1.0")])
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
