@@ -90,10 +90,11 @@ def ridge_regression(x, y, weight, output_scale=None, ridges=RIDGES):
     P = xp.matmul(U.T, Yc)
     # what the modes leave out: nothing in the dual form, where U is complete
     Y_rest = xp.zeros_like(Yc) if dual else Yc - xp.matmul(U, P)
-    h_rest = -weight / total + (0.0 if dual else 1.0 - xp.sum(U * U, axis=1))
+    UU = U * U
+    h_rest = -weight / total + (0.0 if dual else 1.0 - xp.sum(UU, axis=1))
 
     def leverage_left(f):
-        h = h_rest + xp.matmul(U * U, f)
+        h = h_rest + xp.matmul(UU, f)
         return xp.where(h > SMALLEST_LEVERAGE_LEFT, h, SMALLEST_LEVERAGE_LEFT * xp.ones_like(h))[:, None]
 
     judged = _sketch(Yc if output_scale is None else Yc * output_scale)
