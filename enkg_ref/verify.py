@@ -1102,8 +1102,8 @@ def _level_maps(library, C, H, noise):
     m, d = H.shape
     D, zeta, e = (np.vstack([np.zeros((1, w)), np.zeros((before, w)), np.eye(w), np.zeros((after, w))])
                   for w, before, after in ((d, 0, d + m), (d, d, m), (m, 2 * d, 0)))
-    increment, _ = condition(*(library.array(v) for v in (D @ H.T / noise, zeta, e, H.T / noise, C[:, None],
-                                                         np.zeros((m, m)))))
+    increment = condition(*(library.array(v) for v in (D @ H.T / noise, zeta, e, H.T / noise, C[:, None],
+                                                       np.zeros((m, m)))))
     x = D + zeta + to_numpy(increment)
     maps = x[1:].T - x[:1].T
     return maps[:, :d], maps[:, d:2 * d], maps[:, 2 * d:]

@@ -45,6 +45,11 @@ def test_the_update_lines_hold_on_the_other_back_ends(backend):
     assert len(records) == 13 and not [r for r in records if r.verdict == "fail"]
 
 
+def test_the_lines_about_enkg_r_hold():
+    records = measured("numpy", {"(E4)", "(E7)", "(E8) mean", "(E8) cov"})
+    assert [r.verdict for r in records] == ["pass"] * 4
+
+
 @pytest.mark.parametrize("always", [True, False])
 def test_that_an_update_that_is_not_a_number_passes_no_line_about_one_step(always, monkeypatch):
     calls = iter(range(10**9))
