@@ -784,7 +784,8 @@ def document():
                         encoding="utf-8")
 
 
-KEYS = ("prior", "data", "noise", "budget", "item", "seed", "particles", "d", "assimilations", "members", "command")
+KEYS = ("prior", "data", "noise", "budget", "item", "setting", "seed", "particles", "d", "assimilations", "members",
+        "command")
 
 
 def _kept(table):
