@@ -120,8 +120,9 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
 
     J = 16 up to 750 calls, 32 up to 3,000, 64 above; L = budget // J.
     s_1 = 2 x the prior's pointwise standard deviation std, or .6 x the rms standard deviation of its leading modes
-    (sum l^2/sum l)^1/2 if that is larger; s_L = max(2 sigma_y/gain, .05 std), geometric.
-    rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 350]: n evaluations carry the regression.
+    (sum l^2/sum l)^1/2 if that is larger, but at most 3 x std unless some data are angles, whose branches are chosen
+    early; s_L = max(2 sigma_y/gain, .05 std), geometric.
+    rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 500]: n evaluations carry the regression.
     While they are renewed once s falls to .4 of its value at most: particles that outrun the regression keep their
     error and lose their spread. With few calls the levels therefore end above s_L.
     c_R = .25, R shrunk towards tr(S)/m I, or, where some data are angles, towards the diagonal; there outliers are
@@ -132,11 +133,12 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     if budget < 64:
         raise ValueError(f"budget: got {budget} forward calls, expected at least 64 (4 levels of 16 particles)")
     J = 16 if budget <= 750 else 32 if budget <= 3000 else 64
-    evaluations = min(max(reference.active_modes(0.95), 100), 350)
+    evaluations = min(max(reference.active_modes(0.95), 100), 500)
     lowest, highest = sigma_range
-    leading = math.sqrt(float(np.sum(reference.variances**2) / np.sum(reference.variances)))
-    start = min(max(2.0 * reference.std, 0.6 * leading), highest)
     closures = isinstance(likelihood, Closures)
+    leading = math.sqrt(float(np.sum(reference.variances**2) / np.sum(reference.variances)))
+    start = max(2.0 * reference.std, 0.6 * leading)
+    start = min(start if closures else min(start, 3.0 * reference.std), highest)
     return Config(
         particles=J, levels=budget // J, sigma_start=start, sigma_end=min(max(0.05 * reference.std, lowest), start),
         steepest=0.4 ** (J / evaluations), memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25,
