@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from enkg_ref.reference import file_sha256, from_images, from_prior
+from onnx_priors.manifest import read_manifest, register_companion
 from onnx_priors.session import OnnxDenoiser
 
 
@@ -56,6 +57,8 @@ def main():
     path = Path(denoise.path)
     path = path.with_name(f"{path.stem}.reference.npz")
     made.save(path)
+    if options.prior in read_manifest():
+        register_companion(options.prior, "reference", path)
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, std {made.std:.4g}, {made.variances.size} modes, "
           f"{made.active_modes(0.99)} with 99 % of the variance, rest {made.rest:.3g}")
     for s, row in zip(made.table_sigmas, [] if made.table is None else made.table):

@@ -27,6 +27,7 @@ SHIPPED_KEYS = (*REQUIRED_KEYS, "sigma_data", "units", "normalisation", "paramet
                 "weight_licence", "training_command", "versions")
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
+COMPANIONS = ("correction", "reference")  # network of DEFT; Gaussian and error table for EnKG-R
 
 _TEXT_KEYS = ("units", "normalisation", "parametrisation", "data", "data_licence", "weight_licence", "training_command")
 
@@ -85,9 +86,8 @@ def sha256(path):
 
 
 def read_manifest(path=MANIFEST):
-    """{name: {"denoiser": {"file", "sha256"}, "vjp", "correction": {...} or absent, "metadata": {...}}} of the shipped
-
-    priors.
+    """{name: {"denoiser": {"file", "sha256"}, "vjp", "correction", "reference": the same or absent, "metadata": {...}}}
+    of the shipped priors.
     """
     if not Path(path).is_file():
         return {}
@@ -97,7 +97,7 @@ def read_manifest(path=MANIFEST):
 def resolve(name_or_path, kind="denoiser", manifest=MANIFEST):
     """File of a prior: a path as given, or a shipped name by the manifest with its checksum verified.
 
-    What ends in .onnx or has a folder part is a path. ``kind`` is "denoiser", "vjp" or "correction" (of DEFT).
+    What ends in .onnx or has a folder part is a path. ``kind`` is "denoiser", "vjp" or one of ``COMPANIONS``.
 
     Raises FileNotFoundError for a missing file, ValueError for an unknown name (the nearest is suggested), a name
     without such a file, or a checksum mismatch.
@@ -146,17 +146,20 @@ def register_prior(name, denoiser, vjp=None, manifest=MANIFEST):
     _write_manifest({**read_manifest(manifest), name: {**entry, "metadata": metadata}}, manifest)
 
 
-def register_correction(name, path, manifest=MANIFEST):
-    """Enter the correction network of DEFT that was trained for a prior in the manifest, with its sha256.
+def register_companion(name, kind, path, manifest=MANIFEST):
+    """Enter a file that belongs to a registered prior in the manifest, with its sha256; ``kind`` is one of
+    ``COMPANIONS``.
 
     A prior that is registered anew loses it. Raises ValueError for an unknown prior or a file that lies elsewhere.
     """
     priors, path, manifest = read_manifest(manifest), Path(path), Path(manifest)
+    if kind not in COMPANIONS:
+        raise ValueError(f"kind must be one of {', '.join(COMPANIONS)}, got {kind!r}")
     if name not in priors:
-        raise ValueError(f"prior {name!r} is not in {manifest}, expected it registered before its correction network")
+        raise ValueError(f"prior {name!r} is not in {manifest}, expected it registered before its {kind}")
     if path.resolve().parent != manifest.resolve().parent:
         raise ValueError(f"prior {name!r}: {path} must lie next to {manifest}")
-    priors[name]["correction"] = {"file": path.name, "sha256": sha256(path)}
+    priors[name][kind] = {"file": path.name, "sha256": sha256(path)}
     _write_manifest(priors, manifest)
 
 

@@ -50,15 +50,15 @@ def test_a_correction_network_is_registered_beside_its_prior_only(tmp_path):
     listing.write_text(json.dumps({"format_version": 1, "priors": {"some": {"metadata": {}}}}))
     network = tmp_path / "some-deft.onnx"
     network.write_bytes(b"network")
-    manifest.register_correction("some", network, listing)
+    manifest.register_companion("some", "correction", network, listing)
     assert manifest.resolve("some", "correction", listing) == network
     network.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="corrupt"):
         manifest.resolve("some", "correction", listing)
     with pytest.raises(ValueError, match="expected it registered before"):
-        manifest.register_correction("other", network, listing)
+        manifest.register_companion("other", "correction", network, listing)
     with pytest.raises(ValueError, match="must lie next to"):
-        manifest.register_correction("some", FILE, listing)
+        manifest.register_companion("some", "correction", FILE, listing)
 
 
 def test_a_symmetry_of_the_flow_turns_a_field_and_its_data_alike():

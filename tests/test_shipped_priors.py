@@ -44,6 +44,13 @@ def test_every_shipped_file_has_its_checksum_its_size_limit_and_a_complete_card(
     assert facts["weight_licence"] == "MIT" and facts["sigma_min"] == 0.002 and facts["sigma_max"] == 80
 
 
+def test_the_manifest_names_every_shipped_file_with_the_sha256_it_has():
+    listed = {item["file"]: item["sha256"] for entry in manifest.read_manifest().values()
+              for kind, item in entry.items() if kind != "metadata"}
+    shipped = {path.name: manifest.sha256(path) for path in manifest.WEIGHTS.iterdir() if path != manifest.MANIFEST}
+    assert listed == shipped
+
+
 # Card: 0.56 0.54 0.57 0.62 0.74 on 1024 images of the whole grid; the bounds leave room for 48 images of a part of it.
 @pytest.mark.parametrize("sigma, bound", [(0.1, 0.68), (0.2, 0.66), (0.5, 0.69), (1.0, 0.74), (2.0, 0.87)])
 def test_the_network_denoises_held_out_images_far_better_than_the_gaussian_of_the_same_images(

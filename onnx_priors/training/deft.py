@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from onnx_priors.export import without_traces
-from onnx_priors.manifest import register_correction
+from onnx_priors.manifest import register_companion
 from onnx_priors.session import OnnxDenoiser
 from onnx_priors.training import edm, navier_stokes
 from problems import navier_stokes as flow
@@ -193,7 +193,7 @@ def main(arguments=None):
           f"{Path(options.out).stat().st_size / 1e6:.2f} MB")
     manifest = Path(options.out).with_name("manifest.json")
     if manifest.exists():
-        register_correction(problem.prior, options.out, manifest)
+        register_companion(problem.prior, "correction", options.out, manifest)
     return 0
 
 
