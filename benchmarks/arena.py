@@ -70,7 +70,7 @@ def tabulate(out, command, files=None):
 
 
 def page(name):
-    """Markdown of a table in results/: the metric by method and budget, best at the largest budget first."""
+    """Markdown of a table in results/: mean and median of the metric, best at the largest budget first."""
     summary = json.loads((HERE / "results" / f"arena-{name}.json").read_text())
     metric, sign = summary["metric"], -1 if summary["metric"] in arena.LARGER_IS_BETTER else 1
     digits = 2 if sign > 0 else 1
@@ -83,8 +83,8 @@ def page(name):
             return "-"
         note = "" if (row["items"], row["seeds"]) == usual else f" ({row['items']} x {row['seeds']})"
         failed = f", {row['failed']} failed" if row["failed"] else ""
-        value = row["mean"].get(metric)
-        return ("-" if value is None else f"{value:.{digits}f}") + note + failed
+        value, median = row["mean"].get(metric), row["median"].get(metric)
+        return ("-" if value is None else f"{value:.{digits}f} / {median:.{digits}f}") + note + failed
 
     def difference(row):
         mean, low, high = row.get("difference", (None,) * 3)
@@ -96,7 +96,7 @@ def page(name):
         return rows[method, max(budget for other, budget in rows if other == method)]
 
     methods = sorted({method for method, _ in rows}, key=lambda method: sign * last(method)["mean"].get(metric, sign * 99))
-    lines = [f"**{name}**: {metric.replace('_', ' ')}, {usual[0]} items x {usual[1]} seeds; a gradient counts "
+    lines = [f"**{name}**: {metric.replace('_', ' ')}, mean / median over {usual[0]} items x {usual[1]} seeds; a gradient counts "
              f"{summary['c_vjp']:g} calls beside its value", "",
              "| method | " + " | ".join(f"F = {budget:,}" for budget in budgets)
              + f" | minus {summary['base']}, paired [95 %] | depth | denoiser, network | s | own % |",

@@ -678,7 +678,8 @@ def differences(table, known, metric, base=None):
     of_base = {row["budget"]: row["per_item"].get(metric, {}) for row in table if row["method"] == base}
     last = of_base[max(of_base)]
     for row in (*table, *known.values()):
-        own, other = row["per_item"].get(metric, {}), of_base.get(row.get("budget"), last)
+        own = row["per_item"].get(metric, {})
+        other = of_base.get(row["budget"], {}) if "budget" in row else last
         both = sorted(set(own) & set(other))
         if both:
             row["difference"] = paired_difference([own[k] for k in both], [other[k] for k in both])

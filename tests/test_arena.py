@@ -244,6 +244,8 @@ def test_rows_of_different_size_are_tabulated_together(tmp_path):
              "per_item": {"relative_l2_of_mean": {0: 0.4, 1: 0.6}}}
     summary = arena.tabulate(records, {**arena.known_rows(items), "another program": other}, {
         "identity": {"problem": "x"}, "c_vjp": 1.0, "metric": "relative_l2_of_mean"}, tmp_path)
+    assert {row["budget"]: "difference" in row for row in summary["table"] if row["method"] == "eki"} == {
+        50: False, 300: True}  # enkg, the base, was not run at 50
     head, *lines = (tmp_path / "table.txt").read_text().splitlines()
     line = next(line for line in lines if line.startswith("another program"))
     for name, value in (("relative_l2_of_mean", "0.5"), ("chi2", "7.25"), ("seconds", "31.25")):
