@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def _navier_stokes(options):
         notes = f"{problem.notes} The noise-free data were inverted with an assumed noise of {noise:.3g}."
         return dataclasses.replace(problem, notes=notes,
                                    observation=dataclasses.replace(problem.observation, noise=noise))
+    if y is not None:
+        return dataclasses.replace(problem, notes=f"{problem.notes} The misfit is unweighted: give --noise.")
     return problem
 
 
@@ -113,26 +116,33 @@ def _given(options, *same, **names):
 def refuse_foreign(options):
     """UsageError for an option that the chosen problem does not know: it would be ignored without a word."""
     known = {"m87": {"day", "truth", "observation", *REAL_DATA},
-             "black-hole": {"truth", "observation", *(REAL_DATA if options.observation is not None else
-                                                      ("coverage", "noise_mode", "closure_set", "item"))},
+             "black-hole": {"truth", "observation", "coverage", "noise_mode", "item", *REAL_DATA},
              "navier-stokes": {"size", "data_solver", "fft", "noise", "item", "observation", "truth"},
              "linear-gaussian": {"setup", "noise", "item"},
              None: {"noise", "observation", "truth"}}
     problem = None if options.forward is not None else options.problem
-    for name in sorted(set().union(*known.values()) - known.get(problem, set())):
+    used, given = known.get(problem, set()), ""
+    if options.observation is not None and "observation" in used:
+        used, given = used - {"coverage", "noise_mode", "data_solver", "item"}, " with --observation"
+    elif problem == "black-hole":
+        used = used - set(REAL_DATA) | {"closure_set"}
+    for name in sorted(set().union(*known.values()) - used):
         if getattr(options, name) is not None:
             raise UsageError(f"{name}: got {getattr(options, name)}, expected nothing: problem "
-                             f"{problem or 'given by --forward'} does not use it"
-                             + (" with --observation" if problem == "black-hole" and options.observation else ""))
+                             f"{problem or 'given by --forward'} does not use it{given}")
 
 
 def _array(path, argument):
     try:
-        array = np.load(path, allow_pickle=False).astype(np.float64)
+        array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"{argument}: got {path}, which does not exist, expected an .npy file") from None
-    except (ValueError, OSError, EOFError):
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
         raise UsageError(f"{argument}: got {path}, which is not an array of numbers, expected an .npy file") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        what = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise UsageError(f"{argument}: got {path}, which is {what}, expected one array of real numbers in an .npy file")
+    array = array.astype(np.float64)
     if not np.all(np.isfinite(array)):
         raise UsageError(f"{argument}: got {path} with non-finite values, expected finite numbers")
     return array
@@ -201,7 +211,21 @@ def build_prior(options, problem, threads=None):
     if tuple(denoise.event_shape) != tuple(problem.event_shape):
         raise UsageError(f"prior: got {name} for events of shape {tuple(denoise.event_shape)}, expected "
                          f"{tuple(problem.event_shape)} for problem {problem.name}")
+    _refuse_foreign_prior(name, denoise.metadata, problem)
     return Path(name).name, denoise
+
+
+def _refuse_foreign_prior(name, metadata, problem):
+    """UsageError for a prior made for another problem, which one of our training commands says in its metadata.
+
+    What others write there, or leave out, is theirs to know.
+    """
+    from onnx_priors.manifest import read_manifest
+
+    shipped = {prior: entry["metadata"] for prior, entry in read_manifest().items()}
+    units, expected = metadata.get("units"), shipped.get(problem.prior, {}).get("units", problem.units)
+    if units in {facts["units"] for facts in shipped.values()} and units != expected:
+        raise UsageError(f"prior: got {name}, made for {units!r}, expected one for {expected!r}")
 
 
 def build_likelihood(problem):
@@ -437,8 +461,9 @@ def solve(options):
         options.ensembles = 3 if options.problem == "m87" else 1
     if options.ensembles < 1:
         raise UsageError(f"ensembles: got {options.ensembles}, expected at least 1")
-    if options.seed < 0:
-        raise UsageError(f"seed: got {options.seed}, expected a number >= 0")
+    for name in ("seed", "item"):
+        if (getattr(options, name) or 0) < 0:
+            raise UsageError(f"{name}: got {getattr(options, name)}, expected a number >= 0")
     _check_device(options.device)
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"workers: got {options.workers}, expected at least 1")

@@ -9,6 +9,7 @@ c2r, c2r^T = r2c.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,10 +60,14 @@ def transforms(x, fft="scipy"):
     ``fft`` chooses the back-end of numpy arrays: "scipy" (always there; rows are bitwise independent of the batch),
     "ducc0" or "pyfftw" (extra ``fast``; a third faster), or an object with ``rfftn(x, axes=)`` and ``irfftn(h, s=,
     axes=)``. Arrays of every other namespace use their own ``xp.fft``: scipy.fft would silently return numpy arrays.
+    Raises ValueError for an unknown name, ImportError for a package that is not installed.
     """
     n, axes = x.shape[-1], (-2, -1)
     if isinstance(fft, str) and not isinstance(x, np.ndarray):
         fft = array_namespace(x).fft
+    if fft in ("ducc0", "pyfftw") and importlib.util.find_spec(fft) is None:
+        raise ImportError(f"fft: got {fft}, which is not installed, expected it from the extra fast: "
+                          "pip install -e '.[fast]'")
     if fft == "ducc0":
         from ducc0.fft import c2r, r2c
 

@@ -48,6 +48,8 @@ class Preset:
     prior: str | None
 
 
+# rate_min 5 at 32 points, where `NavierStokes` has 15: the temporal error is then 8.7e-5 rms, 2.8e-4 at most, on
+# sixteen test fields (14 to 26 steps; 1.2e-6 with 15): far below any noise of the data, at a third of the cost.
 PRESETS = {
     32: Preset(32, Flow(reynolds=50.0), 5.6, alpha=4.0, tau=3.0, amplitude=10.0, courant=3.0, rate_min=5.0,
                prior="navier-stokes-32"),

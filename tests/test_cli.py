@@ -1,5 +1,6 @@
 """The command line as a person meets it: results on disk, one sentence for bad input, resume after an interruption."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -283,6 +284,20 @@ BAD = [
     (["navier-stokes", "--noise", "-0.1"], "--noise: got '-0.1', expected a number >= 0"),
     (["navier-stokes", "--truth", "small.npy"], "truth must have shape (32, 32), got (3, 3)"),
     (["navier-stokes", "--observation", "small.npy"], "observation must have shape (16, 16), got (3, 3)"),
+    (["navier-stokes", "--observation", "two.npz"], "observation: got two.npz, which is an archive of arrays"),
+    (["navier-stokes", "--truth", "two.npz"], "truth: got two.npz, which is an archive of arrays, expected one array"),
+    (["navier-stokes", "--observation", "complex.npy"], "got complex.npy, which is an array of complex128, expected"),
+    (["navier-stokes", "--truth", "cut.npz"], "truth: got cut.npz, which is not an array of numbers"),
+    (["navier-stokes", "--truth", "zero.npy"], "truth must not be zero everywhere"),
+    (["navier-stokes", "--item", "-1"], "item: got -1, expected a number >= 0"),
+    (["navier-stokes", "--observation", "y.npy", "--item", "3"], "item: got 3, expected nothing: problem navier-stokes "
+     "does not use it with --observation"),
+    (["navier-stokes", "--observation", "y.npy", "--data-solver", "padded"], "data_solver: got padded, expected "),
+    (["black-hole", "--observation", "y.csv", "--coverage", "sgra"], "coverage: got sgra, expected nothing"),
+    (["navier-stokes", "--fft", "pyfftw"], "fft: got pyfftw, which is not installed, expected it from the extra fast: "
+     "pip install -e '.[fast]'"),
+    (["navier-stokes", "--size", "64", "--prior", "kerr-disc-64"], "got kerr-disc-64, made for 'image of peak 1"),
+    (["black-hole", "--prior", "navier-stokes-64"], "prior: got navier-stokes-64, made for 'vorticity, Re = 200, "),
     (["navier-stokes", "--stop", "particle"], "stop: got particle with noise-free data, expected --noise above 0"),
     (["navier-stokes", "--step-rule", "tempered"], "step_rule: got tempered with noise-free data"),
     (["navier-stokes", "--method", "enkg-r", "--reference", "small.npy"], "with an array of shape (3, 3), "
@@ -303,6 +318,13 @@ def test_that_bad_input_exits_2_with_one_sentence_and_writes_nothing(argv, sente
     np.save("small.npy", np.zeros((3, 3)))
     np.save("nan.npy", np.full((40, 32, 32), np.nan))
     np.save("few.npy", np.zeros((31, 32, 32)))
+    np.save("zero.npy", np.zeros((32, 32)))
+    np.save("y.npy", np.ones(256))
+    np.save("complex.npy", np.full(256, 1j))
+    np.savez("two.npz", a=np.ones(256), b=np.ones(256))
+    Path("cut.npz").write_bytes(Path("two.npz").read_bytes()[:300])
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "pyfftw" else find(name, *a))
     assert run(*argv, "--quiet", "--out", "out") == 2
     printed = capsys.readouterr()
     assert sentence in printed.err and printed.err.count("\n") == 1 and printed.out == ""

@@ -101,7 +101,7 @@ def test_an_ensemble_of_fields_of_another_size_is_refused_with_both_shapes():
 
 
 def test_a_size_without_a_shipped_prior_says_how_to_train_one():
-    problem = navier_stokes(128, truth=np.zeros((128, 128)), steps=20)
+    problem = navier_stokes(128, truth=np.ones((128, 128)), steps=20)
     assert problem.prior is None
     assert "python -m onnx_priors.training.navier_stokes --size 128" in problem.notes
     assert "--prior gaussian" in problem.notes
