@@ -31,6 +31,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = RESULTS / "navier_stokes_runs.jsonl"
+PRIORS = RESULTS / "navier_stokes_priors.json"  # what the tables say of priors whose files are not kept
 WORK = Path("out-navier-stokes")  # shorter trainings; not kept in the repository
 NETWORK, GAUSSIAN = "navier-stokes-32", "navier-stokes-32-gaussian"
 
@@ -67,10 +68,29 @@ def prior_file(prior):
 
 
 def images_seen(prior):
-    """Training length of a prior, 0 for the Gaussian: a longer training of the same name has rows of its own."""
+    """Training length of a prior, 0 for the Gaussian: a longer training of the same name has rows of its own.
+
+    From its file, or from what was stored of it; None where there is neither.
+    """
     from onnx_priors.session import OnnxDenoiser
 
+    if not prior_file(prior).exists():
+        return stored_priors().get(prior, {}).get("images_seen")
     return OnnxDenoiser(prior_file(prior), threads=1).metadata.get("images_seen", 0)
+
+
+def stored_priors():
+    return json.loads(PRIORS.read_text(encoding="utf-8")) if PRIORS.exists() else {}
+
+
+def store_priors(priors):
+    """Training length and denoising ratio of these priors, measured where that is not stored yet."""
+    stored = stored_priors()
+    for prior in priors:
+        length = images_seen(prior)
+        if prior_file(prior).exists() and stored.get(prior, {}).get("images_seen") != length:
+            stored[prior] = {"images_seen": length, "denoising_ratio": denoising_ratio(prior)}
+    PRIORS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 def ensemble_of(run, ledger, threads=1):
@@ -423,6 +443,7 @@ def train_levels():
 def prior_runs(options):
     if not options.show:
         train_levels()
+        store_priors(levels())
     return [run for prior in levels() for run in repeated(options, prior=prior, particles=64)]
 
 
@@ -447,15 +468,13 @@ def show_prior(options):
              "Ratio: denoising error over that of the Wiener denoiser on 256 held-out fields, mean of sigma = .2, .3, .5, .7 standard "
              "deviations.", "",
              "| prior | fields seen in training | denoising ratio | runs | M2 | M1 | SSR |", "|---" * 7 + "|"]
-    curve = []
+    curve, facts = [], stored_priors()
     for prior in levels():
-        if not prior_file(prior).exists():
-            continue
         rows = found(repeated(options, prior=prior, particles=64))
         if rows:
             m2 = [r["relative_l2_mean"] for r in rows]
-            curve.append((denoising_ratio(prior), np.mean(m2), min(m2), max(m2)))
-            lines.append(f"| {prior} | {images_seen(prior)} | {curve[-1][0]:.3f} | {len(rows)} "
+            curve.append((facts[prior]["denoising_ratio"], np.mean(m2), min(m2), max(m2)))
+            lines.append(f"| {prior} | {facts[prior]['images_seen']} | {curve[-1][0]:.3f} | {len(rows)} "
                          f"| {summary(m2)} | {np.mean([r['relative_l2_particles'] for r in rows]):.3f} "
                          f"| {np.mean([r['ssr'] for r in rows]):.2f} |")
     sheet, (axis,) = figure(1, 1)
