@@ -13,7 +13,7 @@ FILE = Path(__file__).parents[1] / "benchmarks" / "navier_stokes.py"
 
 
 @pytest.fixture
-def benchmark(tmp_path, monkeypatch):
+def script(tmp_path, monkeypatch):
     """The script in a fresh clone: no trainings beside it, nothing written to the repository."""
     spec = importlib.util.spec_from_file_location("benchmark_of_navier_stokes", FILE)
     module = importlib.util.module_from_spec(spec)
@@ -28,13 +28,13 @@ def benchmark(tmp_path, monkeypatch):
     return module
 
 
-def test_the_table_of_priors_keeps_its_rows_without_the_shorter_trainings(benchmark, monkeypatch, tmp_path):
+def test_the_table_of_priors_keeps_its_rows_without_the_shorter_trainings(script, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys, "argv", ["navier_stokes.py", "prior", "--show"])
-    benchmark.main()
+    script.main()
     lines = (tmp_path / "navier_stokes_prior.md").read_text().splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| navier")]
     stored = json.loads((tmp_path / "navier_stokes_priors.json").read_text())
-    assert [row[0].strip("| ") for row in rows] == benchmark.levels()
+    assert [row[0].strip("| ") for row in rows] == script.levels()
     assert [int(row[1]) for row in rows] == [0, 8_000, 40_000, 280_000]
     assert [float(row[2]) for row in rows] == [round(facts["denoising_ratio"], 3) for facts in stored.values()]
