@@ -142,6 +142,10 @@ TRUST_WORDS = {
 }
 
 
+ERRORS = {"relative_l2_mean": "M2: relative L2 error of the ensemble mean",
+          "relative_l2_of_mean": "M2: relative L2 error of the ensemble mean",
+          "relative_l2_particles": "M1: relative L2 error of the particles, averaged"}
+METRIC_WORDS = {**ERRORS, "relative_l2_prior_sample": "of a draw of the Gaussian of the prior's data, root mean square"}
 LOST = "their particles left the prior with every model noise tried and were drawn again without the data"
 
 
@@ -155,9 +159,13 @@ def text(summary):
         ends = [f"{end(each):.4g}" for end in (min, max) if each]
         scatter = f"   ({' .. '.join(ends)} over the ensembles)" if len(set(ends)) > 1 else ""
         shown = f"{value:10.4g}" if isinstance(value, (int, float)) else value
-        lines.append(f"  {name:32s} {shown}{scatter}")
+        words = f"   ({METRIC_WORDS[name]})" if name in METRIC_WORDS else ""
+        lines.append(f"  {name:32s} {shown}{scatter}{words}")
     for name, values in summary.get("trust", {}).items():
         lines.append(f"  {name:32s} {', '.join(f'{value:.2f}' for value in values)}   ({TRUST_WORDS[name]})")
+    if summary.get("collapsed_updates"):
+        lines.append(f"  {'updates skipped':32s} {summary['collapsed_updates']}   (the ensemble had collapsed to "
+                     "rounding error in the data)")
     if summary.get("lost_levels"):
         lines.append(f"  {'levels lost':32s} {summary['lost_levels']}   ({LOST})")
     if "calibration" in summary:
@@ -187,11 +195,13 @@ def text(summary):
 
 
 def caption(summary):
-    """What a reader must know beside the picture: how far to trust it, what the spread is, what the data are."""
+    """What a reader must know beside the picture: the error, how far to trust it, what the spread and the data are."""
+    errors = "; ".join(f"{words} {summary['metrics'][name]:.3g}" for name, words in ERRORS.items()
+                       if summary["metrics"].get(name) is not None)
     trusted = [f"{name} {', '.join(f'{value:.2f}' for value in values)}: {TRUST_WORDS[name]}"
                for name, values in summary["trust"].items()]
     lost = f"{summary['lost_levels']} level(s) lost: {LOST}." if summary.get("lost_levels") else ""
-    return [words for words in ("; ".join(trusted), lost, summary["spread"], summary["notes"]) if words]
+    return [words for words in (errors, "; ".join(trusted), lost, summary["spread"], summary["notes"]) if words]
 
 
 def figure(result, history, title):

@@ -511,7 +511,7 @@ def _figure(result):
     for axis, (title, image) in zip([*axes[0], *axes[1]], [*panels, *particles]):
         axis.set_facecolor("0.8")
         limits = {"cmap": "RdBu_r", "vmin": -top, "vmax": top} if title != "spread" else {"cmap": "viridis", "vmin": 0}
-        drawn = axis.imshow(image.T, origin="lower", interpolation="nearest", **limits)  # x to the right, y upwards
+        drawn = axis.imshow(image.T, origin="lower", interpolation="nearest", **limits)
         figure.colorbar(drawn, ax=axis, shrink=0.75)
         axis.set(title=title, xticks=[], yticks=[])
     rest = list(axes[1][len(particles):])
@@ -526,6 +526,7 @@ def _figure(result):
         rest = rest[2:]
     for axis in rest:
         axis.set_axis_off()
-    words = [line for sentence in result.get("caption", ()) for line in textwrap.wrap(sentence, 200)]
+    sentences = [*result.get("caption", ()), "x to the right, y upwards."]
+    words = [line for sentence in sentences for line in textwrap.wrap(sentence, 200)]
     figure.text(0.5, -0.01, "\n".join(words), ha="center", va="top", fontsize=8)
     return figure

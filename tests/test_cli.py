@@ -213,6 +213,32 @@ def test_that_a_summary_shows_the_range_over_the_ensembles_only_where_there_is_o
     assert other == ["other", "2", "(1.5", "..", "2.5", "over", "the", "ensembles)"]
 
 
+def test_that_errors_come_first_and_skipped_updates_are_told():
+    from enkg_ref import report
+
+    ledger = {"wall": {"total": 1.0}, "fwd_total": 1, "fwd_seq": 1, "failed_fwd": 0, "den_total": 1, "den_seq": 1}
+    metrics = {"relative_l2_particles": 0.4567, "relative_l2_mean": 0.3, "relative_l2_prior_sample": 1.4}
+    summary = {"problem": "p", "method": "enkg", "ensembles": 1, "config": {}, "prior": "g", "seed": 0, "seconds": 1.0,
+               "metrics": metrics, "metrics_per_ensemble": [metrics], "ledger": ledger, "collapsed_updates": 4,
+               "trust": {"trust": [0.5]}, "spread": "spread.", "notes": "notes."}
+    assert report.caption(summary)[0] == ("M2: relative L2 error of the ensemble mean 0.3; M1: relative L2 error of "
+                                          "the particles, averaged 0.457")
+    first, second, third = report.text(summary).splitlines()[1:4]
+    assert "M1" in first and "M2" in second and "root mean square" in third
+    assert "updates skipped                  4 " in report.text(summary)
+    assert "skipped" not in report.text({**summary, "collapsed_updates": 0})
+
+
+def test_that_data_without_a_noise_level_are_said_to_be_unweighted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("y.npy", np.ones(256))
+    few = ["--observation", "y.npy", "--prior", "gaussian", "--particles", 4, "--steps", 3, "--quiet"]
+    for noise, told in (([], True), (["--noise", 0.5], False)):
+        assert run("navier-stokes", *few, *noise, "--out", f"out{told}") == 0
+        notes = json.loads(Path(f"out{told}/summary.json").read_text())["notes"]
+        assert ("The misfit is unweighted: give --noise." in notes) == told
+
+
 def test_that_two_processes_give_the_ensembles_of_one(tmp_path):
     for workers in (1, 2):
         out = tmp_path / str(workers)
