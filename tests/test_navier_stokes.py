@@ -84,7 +84,7 @@ def test_the_mean_is_conserved_and_a_constant_passes_through():
     solve = NavierStokes(32, steps=40)
     out = solve(omega)
     assert abs(out.mean() - omega.mean()) < 1e-13
-    assert np.abs(solve(omega + 0.7) - (out + 0.7)).max() < 1e-12
+    assert np.abs(solve(omega + 0.7) - (out + 0.7)).max() < 1e-13 * np.abs(out).max()
 
 
 def test_a_square_two_thirds_mask_conserves_enstrophy_and_energy_and_the_disc_does_not():
@@ -177,8 +177,9 @@ def test_the_official_scheme_converges_with_order_two():
 
 
 def test_float32_rounding_does_not_grow_with_the_step_count_because_the_decay_is_written_with_expm1(monkeypatch):
-    omega = vorticity.bench16(64)[:2].astype("float32")
-    solve = NavierStokes(64, steps=640)
+    """One field of four: they have 1.5e-6 .. 2.0e-6, and 2.0e-5 .. 2.4e-5 with E h."""
+    omega = vorticity.bench16(128)[:1].astype("float32")
+    solve = NavierStokes(128, steps=640)
     exact = solve(omega.astype("float64"))
     assert relative(solve(omega), exact).max() < 5e-6
 
@@ -187,7 +188,7 @@ def test_float32_rounding_does_not_grow_with_the_step_count_because_the_decay_is
 
     plain = IntegratingFactor.step
     monkeypatch.setattr(IntegratingFactor, "step", step)
-    assert relative(solve(omega), exact).max() > 1e-5
+    assert relative(solve(omega), exact).max() > 1.5e-5
 
 
 def test_the_step_rule_gives_the_published_step_lists_from_the_speeds():
@@ -213,7 +214,8 @@ def test_the_step_ladder_is_the_published_one():
 
 @pytest.mark.parametrize("n, limit", [(64, 4.1e-4), (128, 1e-4)])
 def test_the_step_rule_keeps_the_time_error_below_the_official_one(n, limit):
-    omega = vorticity.bench16(n)[3:6]  # the fastest of the sixteen
+    """All sixteen at 64^2, six at 128^2 (three of the fastest, three others: the sixteen would take ten seconds)."""
+    omega = vorticity.bench16(n) if n == 64 else vorticity.bench16(n)[:6]
     error = relative(NavierStokes(n)(omega.astype("float32")), NavierStokes(n, steps=250)(omega))
     assert np.sqrt((error**2).mean()) < limit
 
@@ -227,6 +229,7 @@ def reference():
 @pytest.mark.slow
 @pytest.mark.parametrize("n, limit", [(64, 6.5e-2), (128, 2.2e-3)])
 def test_the_total_error_at_the_observed_points_is_that_of_the_grid(reference, n, limit):
+    """Over four of the sixteen fields: their references at 256^2 take five seconds each."""
     out = NavierStokes(n)(vorticity.bench16(n)[:4].astype("float32"))
     start = resample(vorticity.bench16(n)[:4], 256)
     exact = reference if n == 128 else NavierStokes(256, cutoff=85, steps=400)(start)

@@ -32,14 +32,16 @@ def test_the_gradient_of_the_observed_energy_has_its_golden_values(golden):
     assert np.abs(points(gradient)[1:] / values - 1).max() < 1e-8
 
 
+@pytest.mark.parametrize("n", [32, 64, 128])
 @pytest.mark.parametrize("steps", [None, 30], ids=["step rule", "fixed steps"])
-@pytest.mark.parametrize("cutoff", [None, 10], ids=["disc", "square"])
-def test_tangent_and_adjoint_satisfy_the_dot_product_identity(cutoff, steps):
-    solve = NavierStokes(32, cutoff=cutoff, steps=steps)
-    omega = np.concatenate([n7(32), 0.3 * n7(32), normal(0, (2, 32, 32))])  # three different step counts under the rule
-    direction, y = normal(1, omega.shape), normal(2, (4, 256))
+@pytest.mark.parametrize("square", [False, True], ids=["disc", "square"])
+def test_tangent_and_adjoint_satisfy_the_dot_product_identity(square, steps, n):
+    solve = NavierStokes(n, cutoff=(n - 1) // 3 if square else None, steps=steps)
+    omega = np.concatenate([n7(n), 0.3 * n7(n), normal(0, (2, n, n))])  # three different step counts under the rule
+    omega = omega if n == 32 else 0.5 * omega[:2]  # stable in 30 steps; two rows are a second at 128^2
+    direction, y = normal(1, omega.shape), normal(2, (len(omega), n * n // 4))
     value, tangent = solve.value_and_jvp(omega, direction)
-    same, gradient = solve.value_and_vjp(omega, observe_adjoint(y, 32))
+    same, gradient = solve.value_and_vjp(omega, observe_adjoint(y, n))
     left, right = (observe(tangent) * y).sum(1), (direction * gradient).sum((1, 2))
     assert np.abs(left - right).max() < 1e-10 * np.abs(left).min()
     assert np.array_equal(value, same) and np.array_equal(value, solve(omega))
