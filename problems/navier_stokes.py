@@ -471,7 +471,8 @@ def _field(name, host, shape):
 
 
 def _notes(own, noise, data_solver, measured):
-    made = {"same": "by the forward model itself", "padded": f"by a run on {2 * own.n} x {2 * own.n} points (itself about 1 % off, at size 64)"}
+    made = {"same": "by the forward model itself",
+            "padded": f"by a run on {2 * own.n} x {2 * own.n} points (itself about 1 % off, at size 64)"}
     parts = [
         f"{own.n} x {own.n} grid points, Re = {own.flow.reynolds:g}; the paper uses 128 x 128, Re = 200.",
     ]
