@@ -228,14 +228,26 @@ def test_every_method_says_what_its_spread_means_and_only_ensembles_speak_of_par
     assert {name for name, words in report.SPREAD.items() if "One chain" in words} == one_row
 
 
-def test_the_comparisons_of_the_readme_can_be_paid():
+def _benchmark():
     spec = importlib.util.spec_from_file_location("arena_benchmark", Path(__file__).parents[1] / "benchmarks/arena.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    for commands in (commands for table in benchmark.COMPARISONS.values() for commands in table.values()):
+    return benchmark
+
+
+def test_the_comparisons_of_the_readme_can_be_paid():
+    for commands in (commands for table in _benchmark().COMPARISONS.values() for commands in table.values()):
         for command in commands:
             options = cli._parser().parse_args(["compare", *command.split()])
             item = cli.build_items(options, options.methods, [0])[0]
             c_vjp = 1.0 if options.c_vjp is None else options.c_vjp
             arena.check(options.methods, item, options.budget, c_vjp, {})
             assert set(options.methods) <= set(arena.METHODS) and options.items >= 5 and options.seeds >= 3
+
+
+def test_the_page_shows_the_tables_that_are_committed():
+    benchmark, text = _benchmark(), (Path(__file__).parents[1] / "enkg_ref/WHEN_NOT.md").read_text()
+    shown = [name for table in benchmark.COMPARISONS.values() for name in table if f"**{name}**" in text]
+    assert {"navier-stokes-noise-0.55", "black-hole"} <= set(shown)
+    for name in shown:
+        assert benchmark.page(name) in text
