@@ -39,8 +39,9 @@ def observation(item):
 
 
 def to_peer(data, eh):
-    """The same rows as an observation of ehtim."""
+    """The same rows and station order as an observation of ehtim."""
     stations = {s.code: s for s in vlbi.read_stations()}
+    # equal sensitivities keep our station order: the peer sorts its table by them
     table = np.array([(c, *stations[c].position, 0, 0, 0, 0, 1, 0, 0) for c in data.stations], dtype=eh.DTARR)
     rows = np.zeros(len(data), dtype=eh.DTPOL_STOKES)
     for column, values in {"time": data.time, "tint": data.tint, "u": data.u, "v": data.v, "vis": data.vis,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -88,6 +91,38 @@ def make_backend(name):
     import array_api_compat.cupy as xp
 
     return Backend(name, xp)
+
+
+@pytest.fixture
+def load_benchmark(monkeypatch):
+    """load_benchmark(NAME): benchmarks/NAME.py, which is no package, as a module of this test's own."""
+    def load(name):
+        path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+    return load
+
+
+@pytest.fixture
+def kill_run(monkeypatch):
+    """kill_run(n): the n-th `arena.run` of a comparison is interrupted.  -> the list of the calls made since"""
+    def kill(n):
+        from enkg_ref import arena
+
+        calls, run = [], arena.run
+
+        def run_or_stop(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == n:
+                raise KeyboardInterrupt
+            return run(*args, **kwargs)
+
+        monkeypatch.setattr(arena, "run", run_or_stop)
+        return calls
+    return kill
 
 
 @pytest.fixture(params=_names())

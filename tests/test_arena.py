@@ -271,16 +271,8 @@ def test_tuning_keeps_the_best_of_its_candidates_and_counts_them(tmp_path):
     assert all(trial["forward_equivalents"] > 0 for trial in trials)
 
 
-def test_a_killed_tuning_goes_on_and_that_of_another_problem_is_refused(tmp_path, monkeypatch):
-    calls, run = [], arena.run
-
-    def killed_at_the_third(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return run(*args, **kwargs)
-
-    monkeypatch.setattr(arena, "run", killed_at_the_third)
+def test_a_killed_tuning_goes_on_and_that_of_another_problem_is_refused(tmp_path, kill_run):
+    calls = kill_run(3)
     candidates = [{"guidance": 0.01}, {"guidance": 0.03}]
     given = {"c_vjp": 1.0, "candidates": candidates, "about": {"prior": "one"}}
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Agreement with ehtim, an independent implementation (GPLv3, optional, used by this file only)."""
+"""Agreement with ehtim, an independent implementation (GPLv3, optional)."""
 
 from __future__ import annotations
 
@@ -31,21 +31,12 @@ def crescent():
     return 0.6 * image / image.sum()
 
 
-def to_peer(data):
-    """The same rows and station order as an observation of ehtim."""
-    stations = {s.code: s for s in vlbi.read_stations()}
-    # equal sensitivities keep our station order: the peer sorts its table by them
-    table = np.array([(c, *stations[c].position, 0, 0, 0, 0, 1, 0, 0) for c in data.stations], dtype=eh.DTARR)
-    rows = np.zeros(len(data), dtype=eh.DTPOL_STOKES)
-    for column, values in {"time": data.time, "tint": data.tint, "u": data.u, "v": data.v, "vis": data.vis,
-                           "t1": [data.stations[k] for k in data.first],
-                           "t2": [data.stations[k] for k in data.second]}.items():
-        rows[column] = values
-    for column in ("sigma", "qsigma", "usigma", "vsigma"):
-        rows[column] = data.sigma
-    right_ascension, declination = vlbi.SOURCES["m87"]
-    return eh.obsdata.Obsdata(right_ascension, declination, FREQUENCY, 1.856e9, rows, table, source="M87", mjd=57854,
-                              ampcal=False, phasecal=False)
+@pytest.fixture
+def to_peer(load_benchmark):
+    """Our rows as an observation of ehtim, the mapping of the benchmark."""
+    peer = load_benchmark("peer_ehtim")
+    assert peer.FREQUENCY == FREQUENCY
+    return lambda data: peer.to_peer(data, eh)
 
 
 def peer_image(image):
@@ -69,7 +60,7 @@ def data(request):
     return vlbi.corrupt_stations(vlbi.add_thermal_noise(clean, rng), rng)
 
 
-def test_visibilities_equal_the_peer(data):
+def test_visibilities_equal_the_peer(data, to_peer):
     peer = peer_image(blobs()).observe_same_nonoise(to_peer(data), ttype="direct", verbose=False)
     key = {(round(float(t), 6), str(a), str(b)): v for t, a, b, v in
            zip(peer.data["time"], peer.data["t1"], peer.data["t2"], peer.data["vis"])}
@@ -82,7 +73,7 @@ def test_visibilities_equal_the_peer(data):
         assert abs(model[k] - expected) < 1e-13
 
 
-def test_minimal_closures_and_their_sigmas_equal_the_peer(data):
+def test_minimal_closures_and_their_sigmas_equal_the_peer(data, to_peer):
     peer, closures = to_peer(data), vlbi.minimal_set(data)
     sigma_cp, sigma_lca = vlbi.closure_sigmas(data.vis, data.sigma, closures)
     cp, lca = vlbi.closure_phases(data.vis, closures), vlbi.log_closure_amplitudes(data.vis, closures)
@@ -106,7 +97,7 @@ def test_minimal_closures_and_their_sigmas_equal_the_peer(data):
     np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-12)
 
 
-def test_chi2_of_every_kind_equals_the_peer(data):
+def test_chi2_of_every_kind_equals_the_peer(data, to_peer):
     peer, image, closures = to_peer(data), peer_image(blobs()), vlbi.minimal_set(data)
     model = ours(data, blobs())
     sigma_cp, sigma_lca = vlbi.closure_sigmas(data.vis, data.sigma, closures)
@@ -120,7 +111,7 @@ def test_chi2_of_every_kind_equals_the_peer(data):
         assert value == pytest.approx(theirs, rel=1e-12), kind
 
 
-def test_gradients_of_chi2_equal_the_peer(data):
+def test_gradients_of_chi2_equal_the_peer(data, to_peer):
     """The closed-form vector-Jacobian product of the closures gives the peer's image gradients."""
     from ehtim.imaging import imager_utils
 
@@ -143,7 +134,7 @@ def test_gradients_of_chi2_equal_the_peer(data):
         assert np.max(np.abs(mine - theirs)) < 1e-12 * np.max(np.abs(theirs)), kind
 
 
-def test_a_uvfits_file_written_by_the_peer_gives_the_same_closures(data, tmp_path):
+def test_a_uvfits_file_written_by_the_peer_gives_the_same_closures(data, tmp_path, to_peer):
     pytest.importorskip("astropy")
     if data.name.startswith("simulated"):
         pytest.skip("station order of the file is alphabetical; covered by the real days")
@@ -161,7 +152,7 @@ def test_a_uvfits_file_written_by_the_peer_gives_the_same_closures(data, tmp_pat
                                    vlbi.closure_sigmas(data.vis, data.sigma, mine)[0], rtol=1e-6)
 
 
-def test_scan_averages_equal_the_peer():
+def test_scan_averages_equal_the_peer(to_peer):
     """Ten-second samples made of the shipped averages, averaged by both."""
     data = vlbi.read_observation(vlbi.DATA / "m87_2017_101_lo_scanavg.csv")
     k, rng = 5, np.random.default_rng(1)

@@ -1,6 +1,5 @@
 """``enkg compare`` and ``enkg solve --method`` as a person meets them: tables on disk, one sentence for bad input."""
 
-import importlib.util
 import inspect
 import json
 from pathlib import Path
@@ -44,19 +43,11 @@ def test_every_method_runs_on_the_same_data_and_stays_within_the_budget(here, ca
     assert Path("out/table.txt").read_text().strip() in printed
 
 
-def test_a_comparison_goes_on_where_it_was_killed(here, monkeypatch):
+def test_a_comparison_goes_on_where_it_was_killed(here, monkeypatch, kill_run):
     monkeypatch.setattr(arena, "vjp_cost", lambda item: 1.0)  # measured, it would differ between the two folders
     command = ("linear-gaussian", "--methods", "eki,dps", "--budget", 100, "--seeds", 1, "--items", 3, "--quiet")
     assert compare(*command, "--out", "whole") == 0
-    calls, run = [], arena.run
-
-    def killed_at_the_fourth(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return run(*args, **kwargs)
-
-    monkeypatch.setattr(arena, "run", killed_at_the_fourth)
+    calls = kill_run(4)
     assert compare(*command, "--out", "cut") == 130
     assert len(list(Path("cut/runs").iterdir())) == 3
     assert compare(*command, "--out", "cut") == 0
@@ -65,16 +56,8 @@ def test_a_comparison_goes_on_where_it_was_killed(here, monkeypatch):
     assert [row["mean"] for row in tables[0]] == [row["mean"] for row in tables[1]]
 
 
-def test_a_killed_tuning_goes_on_and_a_foreign_folder_is_refused_before_anything_is_computed(here, monkeypatch, capsys):
-    calls, run = [], arena.run
-
-    def killed_at_the_third(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return run(*args, **kwargs)
-
-    monkeypatch.setattr(arena, "run", killed_at_the_third)
+def test_a_killed_tuning_goes_on_and_a_foreign_folder_is_refused_before_anything_is_computed(here, kill_run, capsys):
+    calls = kill_run(3)
     command = ("linear-gaussian", "--methods", "eki", "--budget", 40, "--seeds", 1, "--items", 1, "--tune", "--quiet",
                "--out", "out")
     assert compare(*command) == 130
@@ -228,15 +211,8 @@ def test_every_method_says_what_its_spread_means_and_only_ensembles_speak_of_par
     assert {name for name, words in report.SPREAD.items() if "One chain" in words} == one_row
 
 
-def _benchmark():
-    spec = importlib.util.spec_from_file_location("arena_benchmark", Path(__file__).parents[1] / "benchmarks/arena.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    return benchmark
-
-
-def test_the_comparisons_of_the_readme_can_be_paid():
-    for commands in (commands for table in _benchmark().COMPARISONS.values() for commands in table.values()):
+def test_the_comparisons_of_the_readme_can_be_paid(load_benchmark):
+    for commands in (commands for table in load_benchmark("arena").COMPARISONS.values() for commands in table.values()):
         for command in commands:
             options = cli._parser().parse_args(["compare", *command.split()])
             item = cli.build_items(options, options.methods, [0])[0]
@@ -245,8 +221,8 @@ def test_the_comparisons_of_the_readme_can_be_paid():
             assert set(options.methods) <= set(arena.METHODS) and options.items >= 5 and options.seeds >= 3
 
 
-def test_the_page_shows_the_tables_that_are_committed():
-    benchmark, text = _benchmark(), (Path(__file__).parents[1] / "enkg_ref/WHEN_NOT.md").read_text()
+def test_the_page_shows_the_tables_that_are_committed(load_benchmark):
+    benchmark, text = load_benchmark("arena"), (Path(__file__).parents[1] / "enkg_ref/WHEN_NOT.md").read_text()
     shown = [name for table in benchmark.COMPARISONS.values() for name in table if f"**{name}**" in text]
     assert {"navier-stokes-noise-0.55", "black-hole"} <= set(shown)
     for name in shown:

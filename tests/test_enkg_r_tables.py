@@ -1,20 +1,12 @@
 """What benchmarks/enkg_r.py computes itself: the ES-MDA it compares with, and its tables."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "enkg_r.py"
 
-
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("enkg_r_tables", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tables(load_benchmark):
+    return load_benchmark("enkg_r")
 
 
 @pytest.mark.parametrize("assimilations", [1, 4])

@@ -1,24 +1,17 @@
 """The tables of benchmarks/navier_stokes.py show what is stored, also where the files behind it are not kept."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("onnxruntime")
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "navier_stokes.py"
-
 
 @pytest.fixture
-def script(tmp_path, monkeypatch):
+def script(load_benchmark, tmp_path, monkeypatch):
     """The script in a fresh clone: no trainings beside it, nothing written to the repository."""
-    spec = importlib.util.spec_from_file_location("benchmark_of_navier_stokes", FILE)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = load_benchmark("navier_stokes")
     for name in ("navier_stokes_runs.jsonl", "navier_stokes_priors.json"):
         (tmp_path / name).write_bytes((module.RESULTS / name).read_bytes())
     monkeypatch.setattr(module, "WORK", tmp_path / "none")
