@@ -121,10 +121,10 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     J = 16 up to 750 calls, 32 up to 3,000, 64 above; L = budget // J.
     s_1 = 2 x the prior's pointwise standard deviation std, or .6 x the rms standard deviation of its leading modes
     (sum l^2/sum l)^1/2 if that is larger, but at most 3 x std unless some data are angles, whose branches are chosen
-    early; s_L = max(2 sigma_y/gain, .05 std), geometric.
+    early; s_L = max(2 sigma_y/gain, .05 std), geometric; both inside the denoiser's range, s_L at most s_1.
     rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 500]: n evaluations carry the regression.
-    While they are renewed once s falls to .4 of its value at most: particles that outrun the regression keep their
-    error and lose their spread. With few calls the levels therefore end above s_L.
+    Per n new evaluations s falls by the factor .4 at most, .4^(J/n) per level: particles that outrun the regression
+    keep their error and lose their spread. With few calls the levels therefore end above s_L.
     c_R = .25, R shrunk towards tr(S)/m I, or, where some data are angles, towards the diagonal; there outliers are
     replaced. The level is held while kappa > 4.
 
@@ -176,7 +176,9 @@ class State:
 class Info:
     """Diagnostics of one level; may be thrown away. Plain Python numbers.
 
-    misfit, mean_misfit : ||.||_Gamma^2/m of the mean of g, and averaged over the particles (their chi2)
+    misfit, mean_misfit : ||.||_Gamma^2/m of the mean of g, and averaged over the particles (their chi2): of the points
+        simulated at this level, not of the new particles. Stand-ins of failed and replaced rows count, so these and
+        kappa look better than the rows behind them; see ``failed_rows``, ``replaced``
     kappa : (E9) mean square innovation over its expectation; trust the run when it ends near 1, not above 3
     noise_ratio : tr R/m, the model's leave-one-out variance over the variance of the measurement
     gain : rms response of whitened data to the prior's unit, ridge : lam of the regression, evaluations : its rows

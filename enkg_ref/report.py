@@ -138,7 +138,7 @@ TRUST_WORDS = {
     "trust_across_tenth": "a tenth of them is below",
     "kappa": "square innovation over its expectation; near 1 is good, above 3 is not",
     "noise_ratio": "variance of the model error over that of the measurement",
-    "chi2": "misfit of the particles per datum",
+    "chi2": "misfit per datum of the points that were simulated last",
 }
 
 

@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 
+from problems.calibration_figure import draw_calibration
 from problems.radio_metrics import FWHM_PER_SIGMA, best_shifts, ring_fit, shifted
 from problems.vlbi import MICROARCSECOND, chi2_log_amplitude, chi2_phase
 
@@ -84,7 +85,7 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
     if found:
         phases, amplitudes = rows[-2].subplots(1, 2)
         convergence, *known = rows[-1].subplots(1, 3)
-        _draw_calibration(*known, found)
+        draw_calibration(*known, found)
     else:
         phases, amplitudes, convergence = rows[-1].subplots(1, 3)
     model = np.asarray(forward((mean[None] - forward.shift) / forward.scale))[0]
@@ -142,19 +143,6 @@ def _ring_title(number, image, field_of_view):
     if np.isnan(ring.diameter):
         return f"ensemble {number}: no ring"
     return f"ensemble {number}: {ring.diameter:.1f} uas, {ring.position_angle:.0f} deg E of N"
-
-
-def _draw_calibration(ranks, covered, found):
-    """How often the truth falls where among the particles of a pixel, and in intervals of theirs."""
-    density = found["rank_histogram"]
-    ranks.bar(np.arange(len(density)), density, width=0.9)
-    ranks.axhline(1.0, color="k", ls=":", lw=1)
-    ranks.set_title(f"rank of the truth (flat: calibrated), SSR {found['ssr']:.2f}", fontsize=9)
-    ranks.set_xticks([])
-    covered.plot(*zip(*found["coverage"]), "o-", ms=3, lw=1)
-    covered.plot([0, 1], [0, 1], "k:", lw=1)
-    covered.set(xlim=(0, 1), ylim=(0, 1))
-    covered.set_title("coverage of the truth against nominal", fontsize=9)
 
 
 def _draw_convergence(ax, history):

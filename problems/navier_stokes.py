@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from problems._xp import array_namespace, device, to_numpy
+from problems.calibration_figure import draw_calibration
 from problems.problem import Observation, Problem
 from problems.spectral import (
     IntegratingFactor,
@@ -517,14 +518,7 @@ def _figure(result):
         axis.set(title=title, xticks=[], yticks=[])
     rest = list(axes[1][len(particles):])
     if "calibration" in result:
-        ranks, covered = result["calibration"]["rank_histogram"], result["calibration"]["coverage"]
-        rest[0].bar(np.arange(len(ranks)), ranks, width=0.9)
-        rest[0].axhline(1.0, color="k", ls=":")
-        rest[0].set(title="rank of the truth (calibrated: flat)", xticks=[])
-        rest[1].plot(*zip(*covered), "o-", ms=4)
-        rest[1].plot([0, 1], [0, 1], "k:")
-        rest[1].set(title="coverage against nominal", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        rest = rest[2:]
+        draw_calibration(rest.pop(0), rest.pop(0), result["calibration"])
     for axis in rest:
         axis.set_axis_off()
     sentences = [*result.get("caption", ()), "x to the right, y upwards."]
