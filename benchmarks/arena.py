@@ -22,12 +22,13 @@ HERE = Path(__file__).resolve().parent
 EHTIM = HERE / "results" / "ehtim-black-hole.json"
 EVERY = [name for name in arena.METHODS if name != "deft"]
 EVERYWHERE = "--methods " + ",".join(EVERY)
-FEW = "--methods enkg,enkg-r,eki,scg,dps,mmps"
+CHEAP = "--methods " + ",".join(name for name in EVERY if name not in ("pnpdm", "blade"))  # those need 107 and 80 calls
 DEFT = "--methods deft --budget 128"  # spends nothing online: the same at every budget
 
 
-def _navier_stokes(noise, *parts):
+def _navier_stokes(noise):
     """A gradient at 1.8 calls beside its value: measured 1.2 to 1.9 in batches of 1, 8 and 32, in CPU time."""
+    parts = (f"{EVERYWHERE} --budget 128,256,512,1024 --tune 256", f"{CHEAP} --budget 64 --tune 256", DEFT)
     return [f"navier-stokes --noise {noise} {part} --items 5 --seeds 3 --c-vjp 1.8" for part in parts]
 
 
@@ -35,12 +36,8 @@ COMPARISONS = {  # problem: {name of the table: arguments of `enkg compare`, sev
     "linear-gaussian": {
         f"linear-gaussian-noise-{noise:g}": [f"linear-gaussian --noise {noise:g} {EVERYWHERE} --budget 512,2048 "
                                              "--items 10 --seeds 3 --tune 2048"] for noise in (0.05, 0.3, 1.0)},
-    "navier-stokes": {
-        "navier-stokes-noise-0.55": _navier_stokes(0.55, f"{EVERYWHERE} --budget 128,256", f"{FEW} --budget 64,512",
-                                                   "--methods enkg-r --budget 1024", DEFT),
-        "navier-stokes-noise-0": _navier_stokes(0, f"{FEW} --budget 256", DEFT),
-        "navier-stokes-noise-1.1": _navier_stokes(1.1, f"{FEW} --budget 256", DEFT)},
-    "black-hole": {"black-hole": [f"black-hole {EVERYWHERE} --budget 384 --items 5 --seeds 3 --c-vjp 1.1"]},
+    "navier-stokes": {f"navier-stokes-noise-{noise:g}": _navier_stokes(noise) for noise in (0.55, 0, 1.1)},
+    "black-hole": {"black-hole": [f"black-hole {EVERYWHERE} --budget 384 --items 5 --seeds 3 --c-vjp 1.1 --tune 384"]},
 }
 
 
@@ -56,7 +53,7 @@ def ehtim_row():
     return {f"eht-imaging, {found['chosen']}": row}
 
 
-def tabulate(out, command, files=None):
+def tabulate(out, command, files=None, tuned=()):
     """Tables of the records ``files`` of a folder (None: of all that are there), which may be those of many commands."""
     options = cli._parser().parse_args(["compare", *command.split()])
     saved = json.loads((out / "arena.json").read_text())
@@ -66,7 +63,7 @@ def tabulate(out, command, files=None):
     items = cli.build_items(options, options.methods, range(max(record["item"] for record in records) + 1))
     metric = cli.METRIC.get(options.problem, "relative_l2_of_mean")
     known = arena.known_rows(items) | (ehtim_row() if options.problem == "black-hole" else {})
-    return arena.tabulate(records, known, {**saved, "settings": {}, "metric": metric}, out)
+    return arena.tabulate(records, known, {**saved, "settings": {}, "tuned": list(tuned), "metric": metric}, out)
 
 
 def page(name):
@@ -129,7 +126,7 @@ def main():
     results = HERE / "results"
     for problem in options.problems:
         for name, commands in COMPARISONS[problem].items():
-            out, files = HERE.parent / "out-arena" / name, []
+            out, files, tuned = HERE.parent / "out-arena" / name, [], {}
             if options.only not in (None, name):
                 continue
             if options.page:
@@ -139,10 +136,11 @@ def main():
                 print(f"enkg compare {command}", flush=True)
                 if cli.main(["compare", *command.split(), "--out", str(out), "--quiet"]):
                     return 1
-                files += [file for row in json.loads((out / "results.json").read_text())["table"]
-                          for file in row["files"]]
+                made = json.loads((out / "results.json").read_text())
+                files += [file for row in made["table"] for file in row["files"]]
+                tuned |= dict.fromkeys(made["tuned"])  # each sentence once
             if options.tables or len(commands) > 1 or name == "black-hole":
-                tabulate(out, commands[0], files)
+                tabulate(out, commands[0], files, tuned)
             print((out / "table.txt").read_text())
             for source, suffix in (("table.txt", "txt"), ("pareto.png", "png")):
                 shutil.copy(out / source, results / f"arena-{name}.{suffix}")

@@ -263,7 +263,7 @@ NOISES = (0.0, 0.55, 1.1)
 ROWS = (  # the order in which they are made: an interruption leaves the first
     (0.0, "eki", GAUSSIAN), (0.0, "enkg", NETWORK), (0.0, "enkg", GAUSSIAN),
     (0.55, "eki", GAUSSIAN), (0.55, "tempered", NETWORK), (0.55, "enkg", NETWORK), (0.55, "particle-stop", NETWORK),
-    (1.1, "eki", GAUSSIAN), (1.1, "enkg", NETWORK), (1.1, "particle-stop", NETWORK),
+    (1.1, "eki", GAUSSIAN), (1.1, "tempered", NETWORK), (1.1, "enkg", NETWORK), (1.1, "particle-stop", NETWORK),
 )
 
 

@@ -491,7 +491,7 @@ def begin(items, methods, budgets, out, settings=None, c_vjp=None, about=None):
 
 
 def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, about=None, progress=None,
-            metric="relative_l2_of_mean"):
+            metric="relative_l2_of_mean", tuned=()):
     """Run every method at every budget on every item with every seed, and write the tables. Continues what is there.
 
     items : sequence of `Item`;  methods : names of ``METHODS``;  seeds : number of seeds;  out : folder
@@ -500,6 +500,7 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
         the folder
     about : JSON-able, what the comparison is of; a folder of another comparison is refused
     progress : called with (record, runs done, runs in all);  metric : the score that the tables sort and pair by
+    tuned : sentences on how ``settings`` were found, for the foot of the table
 
     Returns the summary that is also written to ``results.json``, beside table.txt, table.csv, pareto.png and one record
     per run in ``runs``; see `tabulate`. Raises ValueError where another process is at work in the folder.
@@ -521,7 +522,7 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
             records.append(read_record(path))
             if progress is not None:
                 progress(records[-1], len(records), len(wanted))
-        summary = {"identity": identity, "c_vjp": c_vjp, "settings": settings, "metric": metric}
+        summary = {"identity": identity, "c_vjp": c_vjp, "settings": settings, "tuned": list(tuned), "metric": metric}
         return tabulate(records, known_rows(items), summary, out)
 
 
@@ -549,7 +550,7 @@ def _read(path, keys):
 
 
 def tabulate(records, known, summary, out):
-    """Add table, known rows and differences to ``summary`` (identity, c_vjp, settings, metric), write it to ``out``.
+    """Add table, known rows, differences to ``summary`` (identity, c_vjp, settings, tuned, metric); write to ``out``.
 
     records : of runs, `read_record`. Rows may have different numbers of items and seeds.
     known : `known_rows`, and answers of other programs in the same form, which may have "seconds"
@@ -775,7 +776,7 @@ def to_text(summary, columns=COLUMNS):
     lines.append(f"runs: items x seeds, means over them [95 % bootstrap-t over items]; F = forward calls + "
                  f"{summary['c_vjp']:g} x forward VJPs; seconds: one run, machine shared; own %: share of the method's "
                  "arithmetic, without forward model and networks, in its wall time")
-    return "\n".join(lines)
+    return "\n".join([*lines, *summary["tuned"]])
 
 
 def to_csv(summary):

@@ -707,13 +707,11 @@ def compare(options):
 
     try:
         summary = arena.compare(items, options.methods, options.budget, options.seeds, out, settings, c_vjp, about,
-                                advance, metric)
+                                advance, metric, tuned)
     finally:
         bar.close()
-    text = "\n".join([arena.to_text(summary), *tuned])
-    (out / "table.txt").write_text(text + "\n")
     if not options.quiet:
-        print(text)
+        print(arena.to_text(summary))
         print(f"  written to {out}/: table.txt, table.csv, results.json, pareto.png, runs/")
     return 0
 

@@ -243,7 +243,9 @@ def test_rows_of_different_size_are_tabulated_together(tmp_path):
     other = {"mean": {"relative_l2_of_mean": 0.5, "chi2": 7.25}, "seconds": 31.25,
              "per_item": {"relative_l2_of_mean": {0: 0.4, 1: 0.6}}}
     summary = arena.tabulate(records, {**arena.known_rows(items), "another program": other}, {
-        "identity": {"problem": "x"}, "c_vjp": 1.0, "metric": "relative_l2_of_mean"}, tmp_path)
+        "identity": {"problem": "x"}, "c_vjp": 1.0, "tuned": ["one was tuned"], "metric": "relative_l2_of_mean"},
+        tmp_path)
+    assert (tmp_path / "table.txt").read_text().endswith("one was tuned\n")
     assert {row["budget"]: "difference" in row for row in summary["table"] if row["method"] == "eki"} == {
         50: False, 300: True}  # enkg, the base, was not run at 50
     head, *lines = (tmp_path / "table.txt").read_text().splitlines()
