@@ -176,10 +176,10 @@ class State:
 class Info:
     """Diagnostics of one level; may be thrown away. Plain Python numbers.
 
-    misfit, mean_misfit : ||.||_Gamma^2/m of the mean of g, and averaged over the particles (their chi2): of the points
-        simulated at this level, not of the new particles. Stand-ins of failed and replaced rows count, so these and
-        kappa look better than the rows behind them; see ``failed_rows``, ``replaced``
-    kappa : (E9) mean square innovation over its expectation; trust the run when it ends near 1, not above 3
+    misfit, mean_misfit : ||.||_Gamma^2/m of the mean of g, and averaged over the particles (their chi2): of the finite
+        rows simulated at this level, outliers among them, not of the new particles
+    kappa : (E9) mean square innovation over its expectation, outliers left out; trust the run when it ends near 1, not
+        above 3. It and the misfits are inf at a level without a finite row: nothing was measured
     noise_ratio : tr R/m, the model's leave-one-out variance over the variance of the measurement
     gain : rms response of whitened data to the prior's unit, ridge : lam of the regression, evaluations : its rows
     spread : sqrt(tr C_xx/d) of the new particles;  held : the noise level did not fall
@@ -262,6 +262,7 @@ class EnKGR:
                                      f"{s:.4g}), expected at least 3 finite evaluations to estimate the model error")
 
         surrogate = self._fit(a, history_x, history_d, weight)
+        measured, kept = _take(d, np.flatnonzero(alive)), _take(d, np.flatnonzero(alive & ~replaced))
         D, d = _take(state.denoised, stand_in), _take(d, stand_in)
         if not alive.all():
             d = xp.where(like(alive[stand_in][:, None], d) > 0.5, d, surrogate.predict(a))
@@ -282,7 +283,7 @@ class EnKGR:
         R_diag = xp.linalg.diagonal(R) / 10.0**retries  # as estimated: a retry must not hide what made it necessary
         noise_ratio = float(xp.mean(R_diag))
         response = float(xp.mean(xp.sum(variances * surrogate.slope**2, axis=0)))  # tr(H C H')/m
-        kappa = float(xp.mean(d * d)) / (response + noise_ratio + 1.0)
+        kappa = _misfits(kept)[1] / (response + noise_ratio + 1.0)
         gain = math.sqrt(response * self.reference.mean.size / self.reference.total_variance(*conditional))
         held = c.hold is not None and c.hold(kappa)
         following = dataclasses.replace(
@@ -291,10 +292,10 @@ class EnKGR:
             forward_calls=state.forward_calls + 1)
         if not self.done(following):
             following = self._renoise(following)
-        mean_d = xp.mean(d, axis=0)
+        misfit, mean_misfit = _misfits(measured)
         info = Info(
-            level=level, sigma=s, misfit=float(xp.mean(mean_d * mean_d)), mean_misfit=float(xp.mean(d * d)),
-            kappa=kappa, noise_ratio=noise_ratio, gain=gain, ridge=surrogate.ridge, evaluations=weight.shape[0],
+            level=level, sigma=s, misfit=misfit, mean_misfit=mean_misfit, kappa=kappa, noise_ratio=noise_ratio,
+            gain=gain, ridge=surrogate.ridge, evaluations=weight.shape[0],
             spread=float(xp.sqrt(xp.mean(xp.var(x, axis=0)))), held=held, retries=retries, lost=lost,
             replaced=_rows(replaced), failed_rows=_rows(~alive), forward_calls=following.forward_calls,
             denoiser_calls=following.denoiser_calls)
@@ -383,6 +384,15 @@ def condition(d, zeta, e, slope, variances, R):
     M = xp.matmul(slope.T, CHt) + R + like(np.eye(R.shape[0]), d)
     wanted = e - d - xp.matmul(zeta, slope)
     return xp.matmul(xp.linalg.solve(M, wanted.T).T, CHt.T)
+
+
+def _misfits(d):
+    """Mean square of the mean row, and of all rows; inf where there is none."""
+    if d.shape[0] == 0:
+        return math.inf, math.inf
+    xp = array_namespace(d)
+    mean = xp.mean(d, axis=0)
+    return float(xp.mean(mean * mean)), float(xp.mean(d * d))
 
 
 def _variance(d):

@@ -381,9 +381,30 @@ def test_a_level_where_every_row_failed_lives_on_the_history():
     assert info.failed_rows == tuple(range(32)) and info.evaluations == 32
     np.testing.assert_array_equal(lost.history_d, state.history_d)
     assert np.all(np.isfinite(lost.x)) and lost.level == 2
+    assert info.kappa == info.mean_misfit == math.inf and info.held  # nothing was measured
     fresh = method.init(member_normals(2, 0, 32, (128,)))
     with pytest.raises(FloatingPointError, match="0 of 32 rows are finite at level 0.*expected at least 3"):
         method.tell(fresh, np.full((32, 32), np.nan))
+
+
+def test_kappa_and_the_misfits_are_of_rows_that_were_simulated_not_of_their_stand_ins():
+    variances, H, _, y, _ = _set_up_b(2)
+    reference = Reference(np.zeros(128), np.eye(128), variances)
+    method = EnKGR(lambda x, s: x * (variances / (variances + s * s)), Gaussian(y, 0.5), reference,
+                   dataclasses.replace(TABLE, outliers=twice_the_median))
+    state = method.init(member_normals(2, 0, 32, (128,)))
+    state, _ = method.tell(state, method.ask(state) @ H.T)
+    g = method.ask(state) @ H.T
+    g[:4], g[4:8] = np.nan, g[4:8] + 100.0
+    _, info = method.tell(state, g)
+    assert info.failed_rows == (0, 1, 2, 3) and set(info.replaced) >= {4, 5, 6, 7}
+    chi2 = np.mean((g[4:] - y) ** 2 / 0.25, axis=1)
+    assert math.isclose(info.mean_misfit, chi2.mean(), rel_tol=1e-12) and info.mean_misfit > 1000
+    assert math.isclose(info.misfit, np.mean((g[4:].mean(axis=0) - y) ** 2) / 0.25, rel_tol=1e-12)
+    kept = [j for j in range(4, 32) if j not in info.replaced]
+    response = info.gain**2 * reference.total_variance(*reference.conditional(info.sigma)) / 128
+    expected = np.mean((g[kept] - y) ** 2) / 0.25 / (response + info.noise_ratio + 1.0)
+    assert math.isclose(info.kappa, expected, rel_tol=1e-12)
 
 
 def test_particles_that_leave_the_prior_are_drawn_again_with_more_model_noise():
