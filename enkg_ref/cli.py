@@ -900,7 +900,12 @@ def main(argv=None):
     try:
         options = _parser().parse_args(argv)
         options.argv = argv
-        return options.call(options)
+        code = options.call(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `enkg list | head`: the reader has what it wanted; nothing is left for the last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except FloatingPointError as error:
         print(f"enkg: stopped: {error}", file=sys.stderr)
         return 1

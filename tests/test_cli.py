@@ -553,3 +553,14 @@ def test_that_list_names_every_problem_method_and_prior(capsys):
     printed = capsys.readouterr().out
     for name in (*cli.PROBLEMS, *arena.METHODS):
         assert name in printed
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """`enkg list | head -1`: the pipe is closed before the list is written."""
+    program = "import sys; sys.stdin.readline(); from enkg_ref.cli import main; sys.exit(main(['list']))"
+    listing = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    listing.stdout.close()
+    listing.stdin.write("\n")
+    listing.stdin.close()
+    assert listing.stderr.read() == "" and listing.wait() == 1
