@@ -66,8 +66,12 @@ def tabulate(out, command, files=None, tuned=()):
     return arena.tabulate(records, known, {**saved, "settings": {}, "tuned": list(tuned), "metric": metric}, out)
 
 
-def page(name):
-    """Markdown of a table in results/: mean and median of the metric, best at the largest budget first."""
+def page(name, costs=True):
+    """Markdown of a table in results/: mean and median of the metric, best at the largest budget first.
+
+    best start: of the seed that fits an item's data best; one particle: relative L2 of the particles, averaged; both and
+    the number of rows at the largest budget. Without ``costs`` the short form of the README.
+    """
     summary = json.loads((HERE / "results" / f"arena-{name}.json").read_text())
     metric, sign = summary["metric"], -1 if summary["metric"] in arena.LARGER_IS_BETTER else 1
     digits = 2 if sign > 0 else 1
@@ -82,6 +86,9 @@ def page(name):
         failed = f", {row['failed']} failed" if row["failed"] else ""
         value, median = row["mean"].get(metric), row["median"].get(metric)
         return ("-" if value is None else f"{value:.{digits}f} / {median:.{digits}f}") + note + failed
+
+    def number(value):
+        return "-" if value is None else f"{value:.{digits}f}"
 
     def difference(row):
         if "difference" not in row or row.get("method") == summary["base"]:
@@ -101,18 +108,21 @@ def page(name):
     lines = [f"**{name}**: {metric.replace('_', ' ')}, mean / median over {usual[0]} items x {usual[1]} seeds; a gradient counts "
              f"{summary['c_vjp']:g} calls beside its value", "",
              "| method | " + " | ".join(f"F = {budget:,}" for budget in budgets)
-             + f" | minus {summary['base']}, paired [95 %] | depth | denoiser, network | s | own % |",
-             "|---" * (len(budgets) + 6) + "|"]
+             + f" | minus {summary['base']}, paired [95 %] | best start | rows | one particle |"
+             + " depth | denoiser, network | s | own % |" * costs, "|---" * (len(budgets) + 5 + 4 * costs) + "|"]
     for method in methods:
         row = last(method)
         cost = row["cost"]
         lines.append(f"| {method} | " + " | ".join(cell(rows.get((method, budget))) for budget in budgets)
-                     + f" | {difference(paired(method))} | {cost['depth']:,.0f} | {cost['denoiser'] + cost['network']:,.0f} | "
-                       f"{cost['seconds']:.1f} | {cost['own_percent']:.0f} |")
+                     + f" | {difference(paired(method))} | {number(row['best_start'])} | {row['rows']} | "
+                       f"{number(row['mean'].get('relative_l2'))} |"
+                     + costs * (f" {cost['depth']:,.0f} | {cost['denoiser'] + cost['network']:,.0f} | "
+                                f"{cost['seconds']:.1f} | {cost['own_percent']:.0f} |"))
     for label, row in summary["known"].items():
         value = f"{row['mean'][metric]:.{digits}f}" if metric in row["mean"] else "-"
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
-        lines.append(f"| {label} |" + " |" * (len(budgets) - 1) + f" {value} | {difference(row)} | | | {seconds} | |")
+        lines.append(f"| {label} |" + " |" * (len(budgets) - 1) + f" {value} | {difference(row)} | | | |"
+                     + f" | | {seconds} | |" * costs)
     return "\n".join(lines)
 
 

@@ -4,8 +4,8 @@
 
 A budget is a number of forward equivalents, F = forward calls + c_vjp x forward VJPs. c_vjp is what a gradient costs
 beside its value, which is among the forward calls: see `vjp_cost`. Each method spends the budget by the rule of
-``METHODS``; a run that diverges stays in the table as a failure. Intervals are bootstrap-t over items, seeds of an item
-kept together; differences are paired.
+``METHODS``; a run that diverges stays in the table as a failure. Intervals are of the mean over items, seeds of an item
+kept together (`mean_interval`); differences are paired.
 
 A comparison lives in a folder: arena.json says what it is of, runs/ holds one record per run, and any command for the
 same comparison goes on with it.
@@ -113,18 +113,20 @@ class Method:
 
 
 STEPS = (1000, 500, 250, 100, 50, 25, 10)  # of the diffusion, longest first
+ENOUGH_STEPS = 50  # with fewer the unguided VP sampler is itself too coarse to draw from the prior
 
 
-def _steps(name, budget, cost, rows, settings, least=1, steps=STEPS):
-    """(N, number of rows) for a budget: the largest N of ``steps`` that pays ``rows`` rows of cost(N) each.
+def _steps(name, budget, cost, rows, settings, least=1):
+    """(N, number of rows) of one chain with many calls per step: the largest N that pays ``rows`` rows of cost(N) each.
 
-    Else for half or a quarter of the rows, else the smallest N that leaves ``least`` rows. Raises ValueError with the
-    least budget.
+    At least `ENOUGH_STEPS`, for fewer rows, down to ``least``; fewer steps only where even those cannot be paid.
+    Raises ValueError with the least budget.
     """
-    steps = (settings["steps"],) if "steps" in settings else tuple(steps)
-    for wanted, ladder in ((rows, steps), (rows // 2, steps), (rows // 4, steps), (least, steps[::-1])):
+    steps = (settings["steps"],) if "steps" in settings else STEPS
+    enough, few = ([n for n in steps if n >= ENOUGH_STEPS], [n for n in steps if n <= ENOUGH_STEPS])
+    for wanted, ladder in ((rows, enough), (least, few), (least, steps)):
         for n in ladder:
-            if budget >= max(wanted, least) * cost(n):
+            if budget >= wanted * cost(n):
                 return n, int(budget // cost(n))
     _at_least(name, budget, math.ceil(least * cost(min(steps))))
 
@@ -161,7 +163,7 @@ def _vp(item):
 
 
 def _start(item):
-    """Where dps and mmps start: ten times the prior's standard deviation. Levels above it cost and decide nothing."""
+    """Where dps and mmps start: ten times the prior's standard deviation, which spends their few steps better."""
     high = item.sigma_range[1]
     return high if item.std is None else min(high, 10.0 * item.std)
 
@@ -187,7 +189,9 @@ def _plan_enkg(item, budget, c_vjp, seed, settings):
         return updates * (last - first + 1)
 
     ladder = [n for n in (chosen, 40, 20, 10) if n <= chosen]
-    steps, particles = _steps("enkg", budget, waves, 64, {}, 2, ladder)
+    steps = next((n for J in (64, 32, 16) for n in ladder if budget >= J * waves(n)), ladder[-1])
+    _at_least("enkg", budget, 2 * waves(steps))
+    particles = int(budget // waves(steps))
     config = enkg.Config(particles=particles, steps=steps, window=enkg.guided_window(steps, start, end), **settings)
     return enkg.EnKG(item.denoise, item.likelihood, config), particles
 
@@ -300,20 +304,20 @@ def _plan_deft(item, budget, c_vjp, seed, settings):
 
 METHODS = {
     "enkg": Method(_plan_enkg, enkg.EnKG.ACCESS, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175",
-                   "J particles at 40 levels, fewer levels where J would be below 64"),
+                   "J particles at 40 levels, fewer levels where J would be below 64, then below 32, 16"),
     "enkg-r": Method(_plan_enkg_r, regressed.EnKGR.ACCESS | {"reference"},
                      "our extension, not in the paper: regressed sensitivities",
                      "16 to 64 particles, the rest in levels"),
     "eki": Method(_plan_eki, baselines.EKI.ACCESS, "ensemble Kalman inversion, Iglesias et al. 2013",
                   "as many iterations as particles; starts from draws of the prior"),
     "scg": Method(_plan_scg, baselines.SCG.ACCESS, "stochastic control guidance, Huang et al. 2024",
-                  "candidates per step, fewer steps where they would be below 8"),
+                  "50 steps or more, the rest in candidates per step, 8 where it can"),
     "dpg": Method(_plan_dpg, baselines.DPG.ACCESS, "diffusion policy gradient, Tang et al. 2024",
-                  "queries per step, fewer steps where they would be below 16"),
+                  "50 steps or more, the rest in queries per step, 16 where it can"),
     "forward-gsg": Method(_plan_gsg("forward"), baselines.GSG.ACCESS, "DPS with a smoothed gradient, one-sided",
-                          "queries per step, as dpg"),
+                          "as dpg"),
     "central-gsg": Method(_plan_gsg("central"), baselines.GSG.ACCESS, "DPS with a smoothed gradient, two-sided",
-                          "queries per step, as dpg"),
+                          "as dpg"),
     "dps": Method(_plan_dps, baselines.DPS.ACCESS, "diffusion posterior sampling, Chung et al. 2023",
                   "one chain of up to 500 steps, more chains beyond"),
     "diffpir": Method(_plan_diffpir, baselines.DiffPIR.ACCESS, "denoise, fit, re-noise, Zhu et al. 2023",
@@ -430,12 +434,13 @@ def score(item, x, ledger=None):
     return {key: float(value) for key, value in scores.items()}
 
 
-def vjp_cost(item, rows=32, repeats=3):
+def vjp_cost(item, rows=32, seconds=2.0):
     """c_vjp: what a gradient costs beside its value, in forward calls; 0 without an adjoint.
 
     t_vjp/t_forward - 1, for the VJPs of our problems march forward once more before they turn back, and the value at
     the same point is already among the forward calls. At least 1: no reverse sweep is cheaper than its forward one, and
-    the VJP of a linear map has no value to compute anew.
+    the VJP of a linear map has no value to compute anew. Both are timed in turn for ``seconds``, three times at least,
+    and the fastest counts: other work on the machine only slows down.
     """
     if item.forward_vjp is None:
         return 0.0
@@ -446,15 +451,15 @@ def vjp_cost(item, rows=32, repeats=3):
     v = np.ones((rows, item.likelihood.size), dtype=item.dtype)
 
     def clock(call, *args):
+        start = time.perf_counter()
         call(*args)
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            call(*args)
-            times.append(time.perf_counter() - start)
-        return min(times)
+        return time.perf_counter() - start
 
-    return max(clock(item.forward_vjp, x, v) / clock(item.forward, x) - 1.0, 1.0)
+    pairs, end = [], time.perf_counter() + seconds
+    while len(pairs) < 4 or time.perf_counter() < end:
+        pairs.append((clock(item.forward_vjp, x, v), clock(item.forward, x)))
+    vjp, forward = (min(times) for times in zip(*pairs[1:]))  # the first calls may compile or make plans
+    return max(vjp / forward - 1.0, 1.0)
 
 
 def begin(items, methods, budgets, out, settings=None, c_vjp=None, about=None):
@@ -468,10 +473,10 @@ def begin(items, methods, budgets, out, settings=None, c_vjp=None, about=None):
     identity = json.loads(json.dumps(identity))
     manifest, known = out / "arena.json", 0
     if manifest.exists():
-        saved = _read(manifest, ("identity", "c_vjp"))
+        saved = _read(manifest, MANIFEST)
         known = len(saved["identity"]["data"])
         shared = min(len(items), known)  # more or fewer items are the same comparison
-        for key in sorted(set(identity) | set(saved["identity"])):
+        for key in sorted(set(identity) | set(saved["identity"]), key=lambda key: (key == "data", key)):
             old, new = saved["identity"].get(key), identity.get(key)
             if (old[:shared] != new[:shared]) if key == "data" else (old != new):
                 raise ValueError(f"out: got {out}, a comparison with {key} = {old}, expected {new}; choose another "
@@ -526,27 +531,45 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
         return tabulate(records, known_rows(items), summary, out)
 
 
-RECORD = ("method", "budget", "item", "seed", "status", "scores", "cost")
+COSTS = ("forward_equivalents", "depth", "denoiser", "network", "offline", "seconds", "own_percent")
+RECORD = {"method": str, "budget": int, "item": int, "seed": int, "status": str, "scores": dict, "rows": int,
+          "config": dict, "cost": dict.fromkeys(COSTS, (int, float))}
+MANIFEST = {"identity": {"data": list}, "c_vjp": (int, float)}
 
 
 def read_record(path):
     """The record of a run, and "file", its place in the comparison's folder.
 
-    Raises ValueError that names the file if it is damaged.
+    Raises ValueError that names the file if it is damaged or of another run than its name says.
     """
-    return {**_read(path, RECORD), "file": "/".join(Path(path).parts[-2:])}
+    record, path = _read(path, RECORD), Path(path)
+    if not path.name.startswith("{method}_{budget}_{item}_{seed}_".format(**record)):
+        raise _damaged(path, "it is of another run")
+    return {**record, "file": "/".join(path.parts[-2:])}
 
 
-def _read(path, keys):
+def _read(path, form):
+    """A JSON file that must have the ``form`` {key: type, or the form of a dict}."""
+    def wrong(content, form, name):
+        if not isinstance(form, dict):
+            return None if isinstance(content, form) else f"{name} is {content!r:.40}"
+        if not isinstance(content, dict) or set(form) - set(content):
+            return f"{name} lacks {', '.join(sorted(set(form) - set(content if isinstance(content, dict) else ())))}"
+        return next(filter(None, (wrong(content[key], form[key], key) for key in form)), None)
+
     try:
         content = json.loads(Path(path).read_text())
-        if set(keys) <= set(content):
-            return content
-        why = f"it lacks {', '.join(sorted(set(keys) - set(content)))}"
-    except (ValueError, TypeError) as error:
+        why = wrong(content, form, "it")
+    except ValueError as error:
         why = str(error)
-    raise ValueError(f"out: got a damaged file {path} ({why}), expected what was written there; delete it, and the "
-                     "same command makes it anew")
+    if why is None:
+        return content
+    raise _damaged(path, why)
+
+
+def _damaged(path, why):
+    return ValueError(f"out: got a damaged file {path} ({why}), expected what was written there; delete it, and the "
+                      "same command makes it anew")
 
 
 def tabulate(records, known, summary, out):
@@ -555,7 +578,7 @@ def tabulate(records, known, summary, out):
     records : of runs, `read_record`. Rows may have different numbers of items and seeds.
     known : `known_rows`, and answers of other programs in the same form, which may have "seconds"
     """
-    table, metric = summarise(records), summary["metric"]
+    table, metric = summarise(records, summary["metric"]), summary["metric"]
     base = differences(table, known, metric)
     summary = {**summary, "items": max(row["items"] for row in table), "seeds": max(row["seeds"] for row in table),
                "base": base, "known": known, "table": table}
@@ -641,11 +664,30 @@ def bootstrap_t(scores, level=0.95, resamples=10_000, seed=0):
     return mean, mean - float(high) * error, mean - float(low) * error
 
 
-def paired_difference(first, second, level=0.95, resamples=10_000, seed=0):
+ENOUGH_ITEMS = 10  # for the bootstrap: its "95 %" interval of three normal items covers 79 %, that of five is very wide
+
+
+def mean_interval(scores, level=0.95):
+    """95 % interval of the mean over items: Student's t for fewer than `ENOUGH_ITEMS`, else `bootstrap_t`.
+
+    Arguments and result as for `bootstrap_t`.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    values = scores.mean(axis=1) if scores.ndim == 2 else scores
+    mean, low, high = bootstrap_t(values, level)
+    if math.isfinite(low) and len(values) < ENOUGH_ITEMS:
+        from scipy.stats import t
+
+        half = float(t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+        low, high = mean - half, mean + half
+    return mean, low, high
+
+
+def paired_difference(first, second, level=0.95):
     """Interval of mean(first - second) paired by item.  first, second : (items,) or (items, seeds)"""
     first, second = (np.asarray(s, dtype=np.float64) for s in (first, second))
     first, second = (s.mean(axis=1) if s.ndim == 2 else s for s in (first, second))
-    return bootstrap_t(first - second, level, resamples, seed)
+    return mean_interval(first - second, level)
 
 
 def known_rows(items):
@@ -688,10 +730,12 @@ def differences(table, known, metric, base=None):
     return base
 
 
-def summarise(records):
+def summarise(records, metric="relative_l2_of_mean"):
     """One row per method and budget: runs, failures, mean with 95 % interval and median of every score, mean cost.
 
     ``ssr`` is pooled over items and seeds before the root. Scores are those of the runs that did not fail.
+    "best_start": mean over items of ``metric``, of the seed whose ``chi2`` is smallest: several starts, chosen without
+    the truth.
     """
     table = []
     groups = {}
@@ -714,10 +758,15 @@ def summarise(records):
                 if value is not None and math.isfinite(value):  # a ring fit may find no ring; a file says null
                     by_item.setdefault(record["item"], []).append(value)
             per_item = {item: float(np.mean(values)) for item, values in by_item.items()}
-            mean, low, high = bootstrap_t(list(per_item.values()))
+            mean, low, high = mean_interval(list(per_item.values()))
             row["mean"][name], row["low"][name], row["high"][name] = mean, low, high
             row["median"][name] = float(np.median([v for values in by_item.values() for v in values]))
             row["per_item"][name] = per_item
+        starts = {}
+        for record in done:
+            starts.setdefault(record["item"], []).append((record["scores"].get("chi2"), record["scores"].get(metric)))
+        best = [min(of)[1] for of in starts.values() if all(None not in pair for pair in of)]
+        row["best_start"] = float(np.mean(best)) if best else None
         if "spread2" in row["mean"]:
             row["mean"]["ssr"] = metrics.spread_skill_ratio(
                 *((record["scores"]["spread2"], record["scores"]["skill2"]) for record in done))
@@ -773,7 +822,7 @@ def to_text(summary, columns=COLUMNS):
         lines.append((f"{name:46s} {number(row['mean'].get(columns[0])):>{wide}s} "
                       f"{interval(*row.get('difference', (None,) * 3), '+'):>{wide}s} {'':8s}"
                       + "".join(f" {cell:>12s}" for cell in cells) + seconds).rstrip())
-    lines.append(f"runs: items x seeds, means over them [95 % bootstrap-t over items]; F = forward calls + "
+    lines.append(f"runs: items x seeds, means over them [95 % over items, Student's t below ten]; F = forward calls + "
                  f"{summary['c_vjp']:g} x forward VJPs; seconds: one run, machine shared; own %: share of the method's "
                  "arithmetic, without forward model and networks, in its wall time")
     return "\n".join([*lines, *summary["tuned"]])
@@ -783,13 +832,12 @@ def to_csv(summary):
     """Every number of the table, one line per method, budget and score."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    costs = ("forward_equivalents", "depth", "denoiser", "network", "offline", "seconds", "own_percent")
-    writer.writerow(["method", "budget", "items", "seeds", "failed", "score", "mean", "low", "high", "median", *costs])
+    writer.writerow(["method", "budget", "items", "seeds", "failed", "score", "mean", "low", "high", "median", *COSTS])
     for name, row in summary["known"].items():
         for score_name, mean in row["mean"].items():
-            writer.writerow([name, "", "", "", "", score_name, mean, *[""] * (3 + len(costs))])
+            writer.writerow([name, "", "", "", "", score_name, mean, *[""] * (3 + len(COSTS))])
     for row in summary["table"]:
-        cost = [row["cost"][key] for key in costs]
+        cost = [row["cost"][key] for key in COSTS]
         start = [row[key] for key in ("method", "budget", "items", "seeds", "failed")]
         for name in row["mean"] or [""]:
             values = [row[kind].get(name, "") for kind in ("mean", "low", "high", "median")]

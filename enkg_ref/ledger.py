@@ -107,8 +107,11 @@ class Ledger:
                 "wall": {**named, "other": total - sum(named.values()), "total": total}}
 
     def restore(self, saved):
-        """Continue the counts of ``as_dict()`` of an earlier session of the same run."""
-        self.counts.update({name: saved.get(name, 0) for name in FIELDS})
+        """Continue the counts of ``as_dict()`` of an earlier session of the same run.
+
+        Calls counted here before, to set the method up anew, are among them already.
+        """
+        self.counts = Counter({name: saved[name] for name in FIELDS})
         self.wall.update({part: saved["wall"][part] for part in PARTS})
         self._earlier += saved["wall"]["total"]
 
@@ -116,6 +119,6 @@ class Ledger:
 def add(ledgers):
     """Sum of several ``as_dict()``: independent runs, one after the other or side by side."""
     ledgers = list(ledgers)
-    out = {name: sum(one.get(name, 0) for one in ledgers) for name in FIELDS}
+    out = {name: sum(one[name] for one in ledgers) for name in FIELDS}
     out["wall"] = {part: sum(one["wall"][part] for one in ledgers) for part in ledgers[0]["wall"]}
     return out

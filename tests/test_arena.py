@@ -45,6 +45,18 @@ def test_the_studentised_interval_covers_what_it_says_and_the_percentile_interva
     assert coverage_of(percentile_bootstrap) < 0.92
 
 
+def test_the_interval_of_few_items_covers_what_it_says_where_the_bootstrap_does_not():
+    rng = np.random.default_rng(3)
+    for items, poor in ((3, True), (5, False)):
+        scores = rng.standard_normal((2000, items))
+        inside = [[low <= 0.0 <= high for _, low, high in (arena.mean_interval(s), arena.bootstrap_t(s, resamples=200))]
+                  for s in scores]
+        covered = np.mean(inside, axis=0)
+        assert 0.93 <= covered[0] <= 0.97 and (covered[1] < 0.9) == poor
+    ten = rng.standard_normal(10)
+    assert arena.mean_interval(ten) == arena.bootstrap_t(ten)
+
+
 def test_seeds_of_an_item_are_one_draw():
     scores = np.random.default_rng(0).standard_normal(10)
     once = arena.bootstrap_t(scores)

@@ -84,6 +84,7 @@ def test_that_restored_and_added_ledgers_sum_their_counts():
     one = Ledger()
     one.denoiser(dummy_denoiser)(np.ones((2, 1)), 1.0)
     two = Ledger()
+    two.denoiser(dummy_denoiser)(np.ones((3, 1)), 1.0)  # to set the method up: it was counted the first time
     two.restore(one.as_dict())
     two.denoiser(dummy_denoiser)(np.ones((5, 1)), 1.0)
     assert (two.counts["den_total"], two.counts["den_seq"]) == (7, 2)
