@@ -97,9 +97,8 @@ def ridge_regression(x, y, weight, output_scale=None, ridges=RIDGES):
         h = h_rest + xp.matmul(UU, f)
         return xp.where(h > SMALLEST_LEVERAGE_LEFT, h, SMALLEST_LEVERAGE_LEFT * xp.ones_like(h))[:, None]
 
-    judged = _sketch(Yc if output_scale is None else Yc * output_scale)
-    P_judged = xp.matmul(U.T, judged)
-    judged_rest = xp.zeros_like(judged) if dual else judged - xp.matmul(U, P_judged)
+    # the projections are linear: those of P, not P of those, which is another product with U
+    P_judged, judged_rest = (_sketch(v if output_scale is None else v * output_scale) for v in (P, Y_rest))
     largest = ev[-1]
 
     def error(ridge):  # sum_i q_i |loo_i|^2
