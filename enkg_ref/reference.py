@@ -129,11 +129,9 @@ class Reference:
         _, modes = self._on(noise)
         flat = xp.reshape(noise, (noise.shape[0], -1))
         white = xp.matmul(flat, modes)
-        coordinates = like(np.sqrt(variances)[None, :], noise) * white
-        x = self.along_modes(coordinates, noise.shape)
-        if rest > 0:
-            x = x + rest**0.5 * (noise - self.along_modes(white, noise.shape))
-        return x, coordinates
+        deviations = like(np.sqrt(variances)[None, :], noise)
+        x = self.along_modes((deviations - rest**0.5) * white, noise.shape) + rest**0.5 * noise
+        return x, deviations * white
 
     def along_modes(self, coordinates, shape):
         """V a.  (J, r) -> shape (J, *event)"""

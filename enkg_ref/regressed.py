@@ -4,11 +4,13 @@
     for each noise level s:
         x = x0 + s eps;  D = D(x, s)          one denoiser call per particle
         g = G(D)                              ask, the forward model, tell
-        regress all g so far on all D so far: slope H, leave-one-out errors R     (E3)-(E5)
+        regress all g so far on all D so far: slope H, leave-one-out errors       (E3)-(E5)
         x0 = D + zeta + C_s H'(H C_s H' + Gamma + R)^-1 (y + e - g - H zeta)      (E6)
 
-with zeta ~ N(0, C_s), C_s the conditional covariance of the reference (E1), e ~ N(0, Gamma + R). The posterior of a
-linear-Gaussian problem is a fixed point of every level (E7). Values of G and D only, no derivative of either.
+with zeta ~ N(0, C_s), C_s the conditional covariance of the reference (E1), e ~ N(0, Gamma + R), R a share c_R of the
+errors' covariance: they are those of g at D, where the update wants those of G(D + zeta) - g - H zeta. With the exact H
+and R = 0 the posterior of a linear-Gaussian problem is a fixed point of every level (E7). Values of G and D only, no
+derivative of either.
 
 Observations are whitened differences d = Gamma^-1/2 (g - y) throughout, angles wrapped around the data: the datum is 0
 and its covariance 1, whatever the likelihood.
@@ -123,7 +125,7 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     (sum l^2/sum l)^1/2 if that is larger, but at most 3 x std unless some data are angles, whose branches are chosen
     early; s_L = max(2 sigma_y/gain, .15 std), where some data are angles .05 std; both inside the denoiser's range, s_L
     at most s_1; geometric. At lower levels the spread falls and the error of the mean rises again (measured on
-    Navier-Stokes; simulated images lost up to 4 dB at .15).
+    Navier-Stokes without noise); of two simulated images one lost 4 dB at .15.
     rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 500]: n evaluations carry the regression.
     Per n new evaluations s falls by the factor .4 at most, .4^(J/n) per level: particles that outrun the regression
     keep their error and lose their spread. With few calls the levels therefore end above s_L.
@@ -144,7 +146,7 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     end = max((0.05 if closures else 0.15) * reference.std, lowest)
     return Config(
         particles=J, levels=budget // J, sigma_start=start, sigma_end=min(end, start),
-        steepest=0.4 ** (J / evaluations), memory=max(1.0 - J / evaluations, 0.3), seed=seed, model_noise=0.25,
+        steepest=0.4 ** (J / evaluations), memory=1.0 - J / evaluations, seed=seed, model_noise=0.25,
         shrink_to=diagonal if closures else isotropic, outliers=twice_the_median if closures else None)
 
 
@@ -183,7 +185,7 @@ class Info:
         rows simulated at this level, outliers among them, not of the new particles
     kappa : (E9) mean square innovation over its expectation, outliers left out; trust the run when it ends near 1, not
         above 3. It and the misfits are inf at a level without a finite row: nothing was measured
-    noise_ratio : tr R/m, the model's leave-one-out variance over the variance of the measurement
+    noise_ratio : tr R/m, the variance of the model noise (E5), c_R times the leave-one-out one, over the measurement's
     gain : rms response of whitened data to the prior's unit, ridge : lam of the regression, evaluations : its rows
     spread : sqrt(tr C_xx/d) of the new particles;  held : the noise level did not fall
     replaced, failed_rows : rows;  retries : updates repeated with larger R because particles left the prior
