@@ -247,6 +247,24 @@ def test_the_share_of_a_methods_own_arithmetic_leaves_out_model_and_prior():
     assert 30 < arena.run(it, "enkg", 300, 0, 1.0)["cost"]["own_percent"] < 100
 
 
+def test_the_best_start_is_chosen_by_the_data():
+    def record(item, seed, chi2, error, status="done"):
+        return {"method": "dps", "budget": 9, "item": item, "seed": seed, "status": status, "rows": 1, "config": {},
+                "scores": {"chi2": chi2, "relative_l2_of_mean": error} if status == "done" else {},
+                "cost": dict.fromkeys(arena.COSTS, 1.0)}
+
+    (row,) = arena.summarise([record(0, 0, 1.1, 0.3), record(0, 1, 1.0, 0.4), record(0, 2, 9.0, 0.1),
+                              record(1, 0, 5.0, 0.8), record(1, 1, 0, 0, "failed")])
+    assert row["best_start"] == pytest.approx((0.4 + 0.8) / 2)
+
+
+@pytest.mark.parametrize("budget,steps,rows", [(17_000, 1000, 17), (1700, 100, 17), (1699, 50, 33), (850, 50, 17),
+                                               (100, 50, 2), (99, 25, 3), (20, 10, 2)])
+def test_queries_are_bought_only_when_the_chain_is_long_enough(budget, steps, rows):
+    """With ten steps the unguided sampler itself misses the prior, and queries are wasted on it."""
+    assert arena._steps("forward-gsg", budget, lambda n: n, 17, {}, 2) == (steps, rows)
+
+
 def test_rows_of_different_size_are_tabulated_together(tmp_path):
     items = [item(0), item(1)]
     arena.compare(items, ["eki"], [50], 2, tmp_path / "a", c_vjp=1.0)
@@ -309,11 +327,18 @@ def test_a_damaged_record_is_named(tmp_path):
         with pytest.raises(ValueError, match=why) as refusal:
             arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
         assert str(record) in str(refusal.value)
+    good = json.loads(whole)
+    for changes, why in (({"scores": []}, "scores is"), ({"cost": {}}, "cost lacks denoiser, depth"),
+                         ({"method": "dps", "item": 7}, "it is of another run")):
+        record.write_text(json.dumps({**good, **changes}))
+        with pytest.raises(ValueError, match=f"damaged file .*{why}"):
+            arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
     record.unlink()
     arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
-    (tmp_path / "a" / "arena.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged file .*arena.json"):
-        arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
+    for damaged in ("{", '{"identity": {}, "c_vjp": 1}', '{"identity": {"data": 5}, "c_vjp": 1}'):
+        (tmp_path / "a" / "arena.json").write_text(damaged)
+        with pytest.raises(ValueError, match="damaged file .*arena.json"):
+            arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
 
 
 def test_the_price_of_a_gradient_is_kept_and_another_is_refused(tmp_path, monkeypatch):
