@@ -419,7 +419,10 @@ def score(item, x, ledger=None):
     physical = problem.scale * x.astype(np.float64) + problem.shift
     if not np.all(np.isfinite(physical)) or np.abs(physical).max() > 1e12:
         raise FloatingPointError("answer: got particles that are not finite or beyond 1e12, expected finite numbers")
-    scores = metrics.score_ensemble(physical, problem.truth)
+    known = np.concatenate([np.asarray(problem.truth, dtype=np.float64)[None], physical])
+    if problem.pool is not None:  # the data do not see where it stands: every particle moves to where the truth is
+        known = problem.pool(known, np.arange(len(known)))
+    scores = metrics.score_ensemble(known[1:], known[0])
     g = to_numpy(item.forward(x)).reshape(len(x), -1).astype(np.float64)
     if ledger is not None:
         ledger.counts["diag_fwd"] += len(x)
@@ -428,7 +431,7 @@ def score(item, x, ledger=None):
     scores["chi2"] = float(np.mean(chi2))
     if finite.any():  # the chain that fits best: chosen by the data, never by the truth
         best = np.flatnonzero(finite)[chi2.argmin()]
-        scores["relative_l2_of_best_fit"] = metrics.relative_l2_of_mean(physical[best:best + 1], problem.truth)
+        scores["relative_l2_of_best_fit"] = metrics.relative_l2_of_mean(known[1 + best:2 + best], known[0])
     if problem.score is not None:
         scores |= {key: value for key, value in problem.score(physical).items() if isinstance(value, (int, float))}
     return {key: float(value) for key, value in scores.items()}

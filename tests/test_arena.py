@@ -1,5 +1,6 @@
 """The arena: intervals that cover, budgets that are kept, one set of data for all, continuation, refusals."""
 
+import dataclasses
 import json
 import math
 
@@ -245,6 +246,14 @@ def test_the_share_of_a_methods_own_arithmetic_leaves_out_model_and_prior():
     waiting = item(0, denoise=waits(it.denoise))
     assert 0 < arena.run(waiting, "enkg", 300, 0, 1.0)["cost"]["own_percent"] < 30
     assert 30 < arena.run(it, "enkg", 300, 0, 1.0)["cost"]["own_percent"] < 100
+
+
+def test_what_the_data_do_not_determine_is_undone_before_scores():
+    it = item(0)
+    shifted = dataclasses.replace(it.problem, pool=lambda ensemble, index: ensemble - ensemble.mean(axis=1, keepdims=True))
+    x = np.stack([it.problem.truth + 5.0, it.problem.truth - 3.0])
+    assert arena.score(dataclasses.replace(it, problem=shifted), x)["relative_l2_of_mean"] < 1e-12
+    assert arena.score(it, x)["relative_l2_of_mean"] > 0.1
 
 
 def test_the_best_start_is_chosen_by_the_data():

@@ -64,7 +64,7 @@ def test_a_killed_tuning_goes_on_and_a_foreign_folder_is_refused_before_anything
     assert len(list(Path("out/tuning").rglob("runs/*.json"))) == 2 and not list(Path("out/runs").iterdir())
     capsys.readouterr()
     assert compare(*command, "--noise", 0.7) == 2  # the killed tuning of another comparison
-    assert "out: got out, a comparison with data" in capsys.readouterr().err and len(calls) == 3
+    assert "out: got out, a comparison with noise = 0.1, expected 0.7" in capsys.readouterr().err and len(calls) == 3
     Path("other").mkdir()
     Path("other/letter.txt").write_text("dear")
     assert compare(*command[:-1], "other") == 2 and len(calls) == 3
@@ -155,7 +155,7 @@ def test_the_folder_of_another_comparison_is_refused(here, capsys):
     assert compare(*command, "--out", "out") == 0
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     assert compare(*command, "--noise", 0.7, "--out", "out") == 2
-    assert "out: got out, a comparison with data" in capsys.readouterr().err
+    assert "out: got out, a comparison with noise = 0.1, expected 0.7" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
