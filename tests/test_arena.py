@@ -250,7 +250,7 @@ def test_the_share_of_a_methods_own_arithmetic_leaves_out_model_and_prior():
 
 def test_what_the_data_do_not_determine_is_undone_before_scores():
     it = item(0)
-    shifted = dataclasses.replace(it.problem, pool=lambda ensemble, index: ensemble - ensemble.mean(axis=1, keepdims=True))
+    shifted = dataclasses.replace(it.problem, pool=lambda ensemble, index: ensemble - ensemble.mean(1, keepdims=True))
     x = np.stack([it.problem.truth + 5.0, it.problem.truth - 3.0])
     assert arena.score(dataclasses.replace(it, problem=shifted), x)["relative_l2_of_mean"] < 1e-12
     assert arena.score(it, x)["relative_l2_of_mean"] > 0.1
