@@ -860,6 +860,7 @@ def pareto_figure(summary):
     names = {"forward_equivalents": "forward equivalents", "depth": "sequential depth in solves", "seconds": "wall, s"}
     methods = list(dict.fromkeys(row["method"] for row in summary["table"]))
     for ax, (key, label) in zip(axes, names.items()):
+        ax.set_xscale("log"), ax.set_yscale("log"), ax.set_xlabel(label)
         for k, method in enumerate(methods):
             rows = sorted((row for row in summary["table"] if row["method"] == method and metric in row["mean"]),
                           key=lambda row: row["budget"])
@@ -873,7 +874,6 @@ def pareto_figure(summary):
             level = row["mean"].get(metric, math.nan)
             ax.axhline(level, color="grey", lw=0.8, ls=":")
             ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), fontsize=7)
-        ax.set_xscale("log"), ax.set_yscale("log"), ax.set_xlabel(label)
     axes[0].set_ylabel(metric.replace("_", " "))
     page.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     page.suptitle(f"{summary['identity']['problem']}: {summary['items']} items x {summary['seeds']} seeds", fontsize=10)
