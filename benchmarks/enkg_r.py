@@ -88,24 +88,25 @@ def linear_gaussian(options):
     from problems.linear_gaussian import linear_gaussian as problem_of
 
     budget = options.budget or 256
-    for d, m in ((128, 32), (1024, 128)):
-        for noise in (0.05, 0.5, 2.0):
-            for seed in range(options.seeds or 8):
-                problem = problem_of("B", noise=noise, seed=seed, d=d, m=m)
-                reference = Reference.gaussian(problem.mu, problem.Sigma)
+    for (d, m), noise, seed, by in itertools.product(((128, 32), (1024, 128)), (0.05, 0.5, 2.0),
+                                                     range(options.seeds or 8), ("linear", "rule")):
+        def work(d=d, m=m, noise=noise, seed=seed, by=by):
+            problem = problem_of("B", noise=noise, seed=seed, d=d, m=m)
+            likelihood, reference = Gaussian(problem.observation.y, noise), Reference.gaussian(problem.mu, problem.Sigma)
+            if by == "rule":
+                config = regressed.settings_by_rule(reference, likelihood, budget, seed=seed)
+            else:  # the problem is known to be linear: nothing is forgotten, every evaluation counts everywhere
                 config = regressed.Config(particles=32, levels=budget // 32, sigma_start=1.0, sigma_end=0.1, memory=1.0,
                                           locality=0.0, metric=0.0, model_noise=1.0, seed=seed)
-                method = regressed.EnKGR(problem.denoise, Gaussian(problem.observation.y, noise), reference, config)
+            x, facts = run(regressed.EnKGR(problem.denoise, likelihood, reference, config), problem.forward,
+                           problem.event_shape, seed, "float64")
+            m_p, P = problem.posterior
+            moved = np.linalg.norm(m_p - problem.mu)
+            return {"error_to_posterior_mean": float(np.linalg.norm(x.mean(0) - m_p) / moved),
+                    "error_of_exact_draws": float(np.sqrt(np.trace(P) / len(x)) / moved),
+                    **calibration(x, problem.truth), **facts}
 
-                def work(method=method, problem=problem, seed=seed):
-                    x, facts = run(method, problem.forward, problem.event_shape, seed, "float64")
-                    m_p, P = problem.posterior
-                    moved = np.linalg.norm(m_p - problem.mu)
-                    return {"error_to_posterior_mean": float(np.linalg.norm(x.mean(0) - m_p) / moved),
-                            "error_of_exact_draws": float(np.sqrt(np.trace(P) / len(x)) / moved),
-                            **calibration(x, problem.truth), **facts}
-
-                yield {"d": d, "noise": noise, "budget": budget, "seed": seed}, work
+        yield {"by": by, "d": d, "noise": noise, "budget": budget, "seed": seed}, work
 
 
 def navier_stokes(options):
@@ -506,11 +507,11 @@ def show_multimodal(table, rows):
 
 
 def show_calibrated(table, rows):
-    names = {"linear-gaussian": ("d", "noise", "budget"), "es-mda": ("noise", "assimilations", "members"),
+    names = {"linear-gaussian": ("by", "d", "noise", "budget"), "es-mda": ("noise", "assimilations", "members"),
              "dps": ("noise", "members", "budget")}.get(
         table, ("prior", "data", "budget", "noise"))
     first = "error_to_posterior_mean" if table == "linear-gaussian" else "m2"
-    floor = "| of 32 exact draws " if table == "linear-gaussian" else ""
+    floor = "| of as many exact draws " if table == "linear-gaussian" else ""
     print(f"| {' | '.join(names)} | fields (runs) | {first} [95 %] (worst run) {floor}| SSR | 90 % coverage (nominal) | kappa "
           "| CPU s (forward, denoiser) |\n" + "|---" * (len(names) + 6 + bool(floor)) + "|")
     rows = [r for r in rows if not r.get("particles")]  # those are the hard runs
@@ -696,7 +697,7 @@ def aims():
         print(f"| {aim} | {measured} | {verdict} |")
 
     for d, noise, most in ((128, 0.05, 0.08), (128, 0.5, 0.13), (1024, 0.05, 0.10), (1024, 0.5, 0.21), (1024, 2.0, 0.45)):
-        s = _summary([r for r in _kept("linear-gaussian") if (r["d"], r["noise"], r["budget"]) == (d, noise, 256)],
+        s = _summary([r for r in _kept("linear-gaussian") if (r["by"], r["d"], r["noise"], r["budget"]) == ("linear", d, noise, 256)],
                      "error_to_posterior_mean")
         line(f"linear-Gaussian, d = {d}, noise {noise:g}: error to the posterior mean at most {most}",
              f"{s['words']}; 32 exact draws: {s['error_of_exact_draws']:.3f}",
@@ -817,8 +818,8 @@ def document():
                         encoding="utf-8")
 
 
-KEYS = ("prior", "data", "noise", "budget", "item", "setting", "seed", "particles", "d", "assimilations", "members",
-        "command")
+KEYS = ("prior", "data", "noise", "budget", "item", "setting", "seed", "particles", "by", "d", "assimilations",
+        "members", "command")
 
 
 def _kept(table):

@@ -307,7 +307,7 @@ class EnKGR:
         return following, info
 
     def _fit(self, a, x, d, weight):
-        """The linear model at the current points a, from the history."""
+        """The linear model at the current points a, from the history; distances count mode k (l_k/l_1)^metric times."""
         c, xp = self.config, array_namespace(x)
         variances = self.reference.variances
         metric = like(np.maximum(variances / variances[0], 1e-12)[None, :] ** c.metric, x)
