@@ -33,6 +33,7 @@ from .regression import SMALLEST_LOCAL_WEIGHT, local_weights, ridge_regression
 
 REPLACED_WEIGHT = 0.1  # of the pair of a replaced particle in the regression
 RETRIES = 3  # of a level whose particles leave the prior, each with ten times the model noise
+ABSURD = 1e4  # a row with this many times the median misfit is a failed evaluation
 FAR = 100.0  # squared distance of a particle from the prior mean, in units of the prior's total variance
 
 
@@ -181,14 +182,14 @@ class State:
 class Info:
     """Diagnostics of one level; may be thrown away. Plain Python numbers.
 
-    misfit, mean_misfit : ||.||_Gamma^2/m of the mean of g, and averaged over the particles (their chi2): of the finite
-        rows simulated at this level, outliers among them, not of the new particles
+    misfit, mean_misfit : ||.||_Gamma^2/m of the mean of g, and averaged over the particles (their chi2): of the
+        rows that did not fail at this level, outliers among them, not of the new particles
     kappa : (E9) mean square innovation over its expectation, outliers left out; trust the run when it ends near 1, not
-        above 3. It and the misfits are inf at a level without a finite row: nothing was measured
+        above 3. It and the misfits are inf at a level where all rows failed: nothing was measured
     noise_ratio : tr R/m, the variance of the model noise (E5), c_R times the leave-one-out one, over the measurement's
     gain : rms response of whitened data to the prior's unit, ridge : lam of the regression, evaluations : its rows
     spread : sqrt(tr C_xx/d) of the new particles;  held : the noise level did not fall
-    replaced, failed_rows : rows;  retries : updates repeated with larger R because particles left the prior
+    replaced, failed_rows : rows, see ``tell``;  retries : updates repeated with larger R as particles left the prior
     lost : all of them left it, the new particles ignore the data; kappa and noise_ratio are those of the first R
     """
 
@@ -247,9 +248,10 @@ class EnKGR:
     def tell(self, state, y_pred):
         """One level with y_pred = G(ask(state)), (J, *obs), and the denoiser call of the next.  -> (state, Info)
 
-        A row with a non-finite entry is a failed evaluation: the surrogate's value stands in for it, and a level
-        where all rows failed lives on the history. Raises ValueError for a wrong number of rows, FloatingPointError
-        if the history has fewer than three finite rows or the denoiser's output is not finite.
+        A row with a non-finite entry, or with ABSURD times the median misfit, is a failed evaluation: the surrogate's
+        value stands in for it, and a level where all rows failed lives on the history. Raises ValueError for a wrong
+        number of rows, FloatingPointError if the history has fewer than three rows that did not fail or the denoiser's
+        output is not finite.
         """
         c, level, s = self.config, state.level, state.sigma
         xp = array_namespace(state.x, y_pred)
@@ -258,7 +260,7 @@ class EnKGR:
             raise ValueError(f"forward: got an output of shape {tuple(y_pred.shape)}, expected ({J}, {m}): "
                              "forward must return one row per particle")
         d = self.likelihood.whiten(self.likelihood.difference(xp.reshape(y_pred, (J, -1))))
-        alive = np.all(np.isfinite(to_numpy(d)), axis=1)
+        alive = _plausible(to_numpy(d))
         replaced, stand_in = self._outliers(state, d, alive)
         a = self.reference.coordinates(state.denoised)
         history_x, history_d, weight = self._remember(state, a, d, alive, replaced)
@@ -389,6 +391,14 @@ def condition(d, zeta, e, slope, variances, R):
     M = xp.matmul(slope.T, CHt) + R + like(np.eye(R.shape[0]), d)
     wanted = e - d - xp.matmul(zeta, slope)
     return xp.matmul(xp.linalg.solve(M, wanted.T).T, CHt.T)
+
+
+def _plausible(d):
+    """Rows of whitened differences (host) that count: finite, their misfit at most ABSURD times the median or 1."""
+    finite = np.all(np.isfinite(d), axis=1)
+    with np.errstate(over="ignore"):
+        q = np.mean(np.square(np.where(finite[:, None], d, 0.0), dtype=np.float64), axis=1)
+    return finite & (q <= ABSURD * max(np.median(q[finite]), 1.0)) if finite.any() else finite
 
 
 def _misfits(d):

@@ -395,16 +395,34 @@ def test_kappa_and_the_misfits_are_of_rows_that_were_simulated_not_of_their_stan
     state = method.init(member_normals(2, 0, 32, (128,)))
     state, _ = method.tell(state, method.ask(state) @ H.T)
     g = method.ask(state) @ H.T
-    g[:4], g[4:8] = np.nan, g[4:8] + 100.0
+    g[:4], g[4:8] = np.nan, g[4:8] + 20.0
     _, info = method.tell(state, g)
     assert info.failed_rows == (0, 1, 2, 3) and set(info.replaced) >= {4, 5, 6, 7}
     chi2 = np.mean((g[4:] - y) ** 2 / 0.25, axis=1)
-    assert math.isclose(info.mean_misfit, chi2.mean(), rel_tol=1e-12) and info.mean_misfit > 1000
+    assert math.isclose(info.mean_misfit, chi2.mean(), rel_tol=1e-12) and info.mean_misfit > 100
     assert math.isclose(info.misfit, np.mean((g[4:].mean(axis=0) - y) ** 2) / 0.25, rel_tol=1e-12)
     kept = [j for j in range(4, 32) if j not in info.replaced]
     response = info.gain**2 * reference.total_variance(*reference.conditional(info.sigma)) / 128
     expected = np.mean((g[kept] - y) ** 2) / 0.25 / (response + info.noise_ratio + 1.0)
     assert math.isclose(info.kappa, expected, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("value", [1e6, 1e200])
+def test_a_row_that_blows_up_without_becoming_infinite_is_a_failed_row(value):
+    variances, H, _, y, _ = _set_up_b(2)
+    method = EnKGR(lambda x, s: x * (variances / (variances + s * s)), Gaussian(y, 0.5),
+                   Reference(np.zeros(128), np.eye(128), variances), TABLE)
+
+    def run(broken):
+        def forward(x):
+            g = x @ H.T
+            g[5] = broken
+            return g
+        return list(iterate(method, forward, method.init(member_normals(2, 0, 32, (128,)))))
+
+    blown, lost = run(value), run(np.nan)
+    assert all(info.failed_rows == (5,) for _, info in blown)
+    np.testing.assert_array_equal(blown[-1][0].x, lost[-1][0].x)
 
 
 def test_particles_that_leave_the_prior_are_drawn_again_with_more_model_noise():
