@@ -498,15 +498,16 @@ def solve(options):
     predictions = np.asarray(problem.forward(particles))
     counts["diag_fwd"] += len(particles)
     predictions = predictions.reshape(len(predictions), -1)
+    misfit = np.asarray(likelihood.misfit(predictions))
+    finite = np.isfinite(misfit)
 
     def score(rows):
         return (problem.score(poolable[rows]) if problem.score else
-                _score(poolable[rows], predictions[rows], problem, likelihood))
+                _score(poolable[rows], predictions[rows][finite[rows]], problem, likelihood))
 
     poolable = problem.pool(ensemble, index) if problem.pool and len(parts) > 1 else ensemble
     weights = np.full(len(parts), 1.0 / len(parts))
     if options.method == "enkg-r":  # each ensemble samples the mode it found: modes count by how well they fit
-        misfit = np.asarray(likelihood.misfit(predictions))
         weights = report.weights_by_misfit([misfit[index == k] for k in range(len(parts))])
     rows = report.resampled((weights / np.bincount(index))[index])
     pooled = poolable[rows]
@@ -516,7 +517,7 @@ def solve(options):
         "ensembles": options.ensembles, "config": config, "metrics": score(rows),
         "metrics_per_ensemble": [score(index == k) for k in range(options.ensembles)],
         "failed_rows": sum(len(line.get("failed_rows", ())) for line in history),
-        "trust": report.trust(history, options.ensembles),
+        "failed_predictions": int(np.sum(~finite)), "trust": report.trust(history, options.ensembles),
         "collapsed_updates": sum(line.get("collapsed", False) for line in history),
         "lost_levels": sum(line.get("lost", False) for line in history),
         "stop_reason": "all levels done" + (f"; {stopped} updates ended by {options.stop}" if stopped else ""),
@@ -538,6 +539,9 @@ def solve(options):
             known = problem.pool(known, np.arange(len(known)))
         summary["calibration"] = report.calibration(known[1:], known[0])
     shown = {**result, "history": history, "caption": report.caption(summary)}
+    shown.pop("predictions")
+    if finite.any():
+        shown["predictions"] = predictions[finite]
     if "calibration" in summary:
         shown["calibration"] = summary["calibration"]
     title = f"{problem.name}: {summary['method']}, prior {prior}"
@@ -555,10 +559,14 @@ def solve(options):
 
 
 def _score(ensemble, predictions, problem, likelihood):
-    """Figures of merit of a problem that brings none: misfit of the predictions, errors where the truth is known."""
-    mean, m = predictions.mean(axis=0, keepdims=True), likelihood.size
-    out = {"chi2_mean_prediction": float(likelihood.misfit(mean)[0]) / m,
-           "chi2_median_particle": float(np.median(likelihood.misfit(predictions))) / m}
+    """Figures of merit of a problem that brings none: misfit of the predictions, errors where the truth is known.
+
+    predictions : (R, m), the finite ones, maybe none
+    """
+    out, m = {}, likelihood.size
+    if len(predictions):
+        out = {"chi2_mean_prediction": float(likelihood.misfit(predictions.mean(axis=0, keepdims=True))[0]) / m,
+               "chi2_median_particle": float(np.median(likelihood.misfit(predictions))) / m}
     if problem.truth is not None:
         from . import metrics
 
@@ -620,7 +628,8 @@ def _progress_bar(total, quiet):
 
 def _advance(bar, done, line):
     if line is not None:
-        bar.set_postfix_str(f"sigma {line['sigma']:.3g}, misfit {line.get('misfit', float('nan')):.3g}", refresh=False)
+        shown = {name: "-" if line.get(name) is None else f"{line[name]:.3g}" for name in ("sigma", "misfit")}
+        bar.set_postfix_str(f"sigma {shown['sigma']}, misfit {shown['misfit']}", refresh=False)
     bar.update(done - bar.n)
 
 

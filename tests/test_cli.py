@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,12 @@ def test_that_ensembles_are_pooled_by_how_well_they_fit():
     weights = report.weights_by_misfit([good, alike, bad])
     assert weights[1] / weights[0] == pytest.approx(np.exp(-0.5 * (alike.mean() - good.mean()) ** 2 / good.var()))
     assert weights.sum() == pytest.approx(1) and weights[2] < 1e-12
+    # a non-finite misfit is left out; an ensemble without a finite one counts for nothing, unless none has one
+    holes, none = np.append(good, [np.nan, np.inf]), np.full(5, np.nan)
+    whole = report.weights_by_misfit([good, alike])
+    assert report.weights_by_misfit([holes, alike, none]) == pytest.approx([*whole, 0])
+    assert report.weights_by_misfit([none, none]).tolist() == [0.5, 0.5]
+    assert report.weights_by_misfit([holes]).tolist() == [1.0]
     assert report.resampled(np.full(7, 1 / 7)).tolist() == list(range(7))
     shares = np.array([0.5, 0.25, 0.25, 0.0])
     assert report.resampled(shares).tolist() == [0, 0, 1, 2]
@@ -270,6 +277,66 @@ def test_that_a_users_own_program_is_solved_and_survives_its_failures(own, tmp_p
     summary = json.loads(Path("out/summary.json").read_text())
     assert np.all(np.isfinite(np.load("out/result.npz")["ensemble"]))
     assert summary["failed_rows"] == summary["ledger"]["failed_fwd"]
+
+
+@pytest.mark.parametrize("method", ["enkg", "enkg-r"])
+@pytest.mark.parametrize("ensembles", [1, 2])
+def test_that_failed_predictions_of_the_last_particles_are_left_out_and_counted(own, method, ensembles, capsys):
+    """A fifth of all forward calls fails, those for the result's own sake among them."""
+    pytest.importorskip("onnxruntime")
+    Path("fails.py").write_text("import numpy as np\nfrom my_simulator import forward as whole\n\n\ndef forward(x):\n"
+                                "    bad = np.floor(1e6 * np.abs(x[:, :1])) % 5 == 0\n"
+                                "    return np.where(bad, np.nan, whole(x))\n")
+    own[1] = "fails:forward"
+    np.save("images.npy", np.random.default_rng(4).standard_normal((400, 5)))
+    chosen = {"enkg": SMALL[:-1], "enkg-r": ["--budget", 160, "--reference", "images.npy"]}[method]
+    assert run(*own, "--method", method, *chosen, "--ensembles", ensembles, "--workers", 1, "--out", "out") == 0
+    summary, result = json.loads(Path("out/summary.json").read_text()), np.load("out/result.npz")
+    failed = np.isnan(result["predictions"]).any(axis=1)
+    assert 0 < failed.sum() < len(failed) and summary["failed_predictions"] == failed.sum()
+    assert f"predictions failed               {failed.sum()} " in capsys.readouterr().out
+    assert all(np.isfinite(value) for value in summary["metrics"].values())
+    x, index = result["ensemble"], result["ensemble_index"]
+    chi2 = np.sum((result["predictions"] - np.load("y.npy")) ** 2, axis=1) / 0.01 / 3
+    best = min(np.nanmean(chi2[index == k]) for k in range(ensembles))
+    if ensembles == 1 or method == "enkg":  # every row counts once: nothing to weigh
+        assert np.array_equal(result["mean"], x.mean(axis=0)) and np.array_equal(result["std"], x.std(axis=0))
+    else:
+        assert sum(summary["weights"]) == pytest.approx(1)
+        assert np.nanmean(chi2[index == np.argmax(summary["weights"])]) == pytest.approx(best)
+        assert np.all(result["std"] > 0.1 * x[index == 0].std(axis=0))
+
+
+def _strict(text):
+    """JSON as the standard has it: NaN and Infinity are none."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_that_levels_without_a_finite_row_are_null_in_the_history_and_a_dash_in_the_text(own, capsys):
+    """From the eighth of ten calls on the simulator gives nothing: no level was measured, no prediction is left."""
+    pytest.importorskip("onnxruntime")
+    Path("ends.py").write_text("import numpy as np\nfrom my_simulator import forward as whole\ncalls = []\n\n\n"
+                               "def forward(x):\n    calls.append(x)\n"
+                               "    return whole(x) * (1.0 if len(calls) < 8 else np.nan)\n")
+    own[1] = "ends:forward"
+    np.save("images.npy", np.random.default_rng(4).standard_normal((400, 5)))
+    assert run(*own, "--method", "enkg-r", "--budget", 160, "--reference", "images.npy", "--out", "out") == 0
+    lines = [_strict(line) for line in Path("out/history.jsonl").read_text().splitlines()]
+    assert [line["kappa"] is None for line in lines] == 7 * [False] + 3 * [True]
+    summary = _strict(Path("out/summary.json").read_text())
+    assert summary["trust"]["kappa"] == [None] and summary["failed_predictions"] == 16
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "kappa" in line)
+    assert printed.split()[:2] == ["kappa", "-"]
+    assert any("kappa -: square innovation" in words for words in cli.report.caption(summary))
+    from problems.black_hole_figure import _draw_convergence
+
+    _draw_convergence(pytest.importorskip("matplotlib.figure").Figure().subplots(), lines)
+
+
+def test_that_a_method_without_a_history_to_draw_warns_of_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("linear-gaussian", "--method", "eki", "--budget", 64, "--quiet", "--out", tmp_path / "out") == 0
 
 
 BAD = [
