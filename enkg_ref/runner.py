@@ -146,6 +146,12 @@ def begun(folder):
     return any(Path(folder).glob("ensemble-*.npz"))
 
 
+def ensembles(folder):
+    """The number of ensembles begun in ``folder``, those with a smaller number included."""
+    numbers = (path.stem.removeprefix("ensemble-") for path in Path(folder).glob("ensemble-*.npz"))
+    return max((int(number) + 1 for number in numbers), default=0)
+
+
 def clear(folder):
     """Remove what a run has left in ``folder``, and nothing else."""
     folder = Path(folder)
