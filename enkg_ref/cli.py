@@ -520,7 +520,8 @@ def solve(options):
     counts["diag_fwd"] += len(particles)
     counts["diag_den"] += getattr(options, "reference_calls", 0)
     predictions = predictions.reshape(len(predictions), -1)
-    misfit = np.asarray(likelihood.misfit(predictions))
+    with np.errstate(over="ignore", invalid="ignore"):  # rows that failed
+        misfit = np.asarray(likelihood.misfit(predictions))
     finite = np.isfinite(misfit)
 
     def score(rows):
