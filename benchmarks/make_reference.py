@@ -7,11 +7,13 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from enkg_ref.reference import file_sha256, from_images, from_prior
+from enkg_ref.cli import REFERENCE_MODES, reference_images
+from enkg_ref.reference import LEAST_IMAGES, file_sha256, from_images, from_prior
 from onnx_priors.manifest import read_manifest, register_companion
 from onnx_priors.session import OnnxDenoiser
 
@@ -30,17 +32,30 @@ def training_images(name, count):
 
         size = int(name.rsplit("-", 1)[1])
         return (vorticity.fields(size, count, "train") / vorticity.preset(size).scale).astype("float32")
-    raise SystemExit(f"images: got nothing for prior {name}, expected --images FILE.npy or --samples N")
+    raise ValueError(f"images: got nothing for prior {name}, expected --images FILE.npy or --samples N")
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prior")
-    parser.add_argument("--images", help=".npy file, physical units; the last 256 are held out for the error table")
+    parser.add_argument("--images", help=".npy file, physical units, at least 32; the last quarter, at most 256, is held "
+                        "out for the error table")
     parser.add_argument("--samples", type=int, help="use so many samples of the prior instead of images")
     parser.add_argument("--count", type=int, default=6000, help="images to generate for a shipped prior")
-    parser.add_argument("--modes", type=int, default=512)
-    options = parser.parse_args()
+    parser.add_argument("--modes", type=int, default=REFERENCE_MODES)
+    options = parser.parse_args(argv)
+    try:
+        make(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"make_reference: error: {error}")
+
+
+def make(options):
+    """Make and write the reference the options ask for. Raises ValueError or OSError for what cannot be made."""
+    for name, least in (("samples", LEAST_IMAGES), ("count", LEAST_IMAGES), ("modes", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: got {value}, expected at least {least}")
     denoise = OnnxDenoiser(options.prior, threads=1)
     sha = file_sha256(denoise.path)
     gaussian = "gaussian" in options.prior
@@ -50,7 +65,7 @@ def main():
     else:
         if options.images:
             scale, shift = (float(denoise.metadata.get(name, value)) for name, value in (("scale", 1), ("shift", 0)))
-            images = ((np.load(options.images) - shift) / scale).astype("float32")
+            images = reference_images(options.images, denoise.event_shape, scale, shift)
         else:
             images = training_images(options.prior, options.count)
         made = from_images(images, None if gaussian else denoise, modes=options.modes, prior_sha256=sha)

@@ -22,7 +22,7 @@ from .baselines.deft import OnnxCorrection
 from .enkg import PRESETS, Config, EnKG, guided_window
 from .ensemble import constant, frobenius, trace
 from .likelihood import Closures, Gaussian
-from .reference import Reference, file_sha256, from_images
+from .reference import LEAST_IMAGES, Reference, file_sha256, from_images
 
 STEP_RULES = {"frobenius": frobenius, "trace": trace, "constant": constant, "tempered": frobenius}
 STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
@@ -360,7 +360,7 @@ def build_method(options, problem, denoise, seed, account=None):
     return arena.METHODS[options.method].plan(item, options.budget, VJP_COST, seed, {})
 
 
-REFERENCE_IMAGES, REFERENCE_MODES = 32, 512  # fewest images, most modes of a reference from images
+REFERENCE_MODES = 512  # at most, of a reference from images
 
 
 def build_reference(options, problem):
@@ -373,7 +373,7 @@ def build_reference(options, problem):
             options.reference_of_images = _reference_of_images(options, problem)
         return options.reference_of_images
     if options.reference is not None:
-        reference = Reference.load(options.reference, _prior_sha256(options, problem))
+        reference = Reference.load(options.reference, _prior_sha256(options, problem) or "")
         if tuple(reference.mean.shape) != tuple(problem.event_shape):
             raise UsageError(f"reference: got {options.reference} for events of shape {tuple(reference.mean.shape)}, "
                              f"expected {tuple(problem.event_shape)}")
@@ -383,28 +383,49 @@ def build_reference(options, problem):
         return Reference.gaussian(problem.mu, problem.Sigma)
     if name == "gaussian":
         return Reference.stationary(*problem.moments())
-    from onnx_priors.manifest import resolve
-
-    path = resolve(name)
-    beside = path.with_name(f"{path.stem}.reference.npz")
+    beside = _reference_beside(options, problem)
     if not beside.exists():
         raise UsageError(f"reference: got nothing for prior {name}, expected --reference images.npy (images like those "
                          f"it was trained on), or {beside.name} beside it, made from its own samples by "
                          f"python benchmarks/make_reference.py {name} --samples 2048")
-    return Reference.load(beside, file_sha256(path))
+    return Reference.load(beside, _prior_sha256(options, problem))
+
+
+def _reference_beside(options, problem):
+    """Where the reference of the prior's file is looked for, or None for a prior that is no file."""
+    name = options.prior or problem.prior
+    if name in (None, "gaussian"):
+        return None
+    from onnx_priors.manifest import resolve
+
+    path = resolve(name)
+    return path.with_name(f"{path.stem}.reference.npz")
+
+
+def _reference_sha256(options, problem):
+    """Of the file the reference comes from; None where it comes from none."""
+    path = options.reference or _reference_beside(options, problem)
+    return file_sha256(path) if path and Path(path).exists() else None
+
+
+def reference_images(path, shape, scale, shift):
+    """The user's images, (N, *event) in physical units, as float32 in prior units, checked."""
+    images = _array(path, "reference")
+    if images.shape[1:] != tuple(shape) or len(images) < LEAST_IMAGES:
+        raise UsageError(f"reference: got {path} with an array of shape {images.shape}, expected at least "
+                         f"{LEAST_IMAGES} images of shape {tuple(shape)} in physical units")
+    return ((images - shift) / scale).astype(np.float32)
 
 
 def _reference_of_images(options, problem):
-    """The reference and error table of the prior from the user's images, (N, *event) in physical units."""
-    images, shape = _array(options.reference, "reference"), tuple(problem.event_shape)
-    if images.shape[1:] != shape or len(images) < REFERENCE_IMAGES:
-        raise UsageError(f"reference: got {options.reference} with an array of shape {images.shape}, expected at least "
-                         f"{REFERENCE_IMAGES} images of shape {shape} in physical units")
+    """The reference and error table of the prior from the user's images."""
+    images = reference_images(options.reference, problem.event_shape, problem.scale, problem.shift)
     name, denoise = build_prior(options, problem)
     exact = name in ("exact", "gaussian")
-    return from_images(((images - problem.shift) / problem.scale).astype(np.float32), None if exact else denoise,
-                       held_out=min(256, len(images) // 4), modes=REFERENCE_MODES,
-                       prior_sha256=_prior_sha256(options, problem) or "")
+    reference = from_images(images, None if exact else denoise, modes=REFERENCE_MODES,
+                            prior_sha256=_prior_sha256(options, problem) or "")
+    options.reference_calls = 0 if exact else denoise.phys_net
+    return reference
 
 
 def build_run(options, k, account):
@@ -417,7 +438,7 @@ def build_run(options, k, account):
     forward = members.chunked(problem.forward, options.chunk) if options.chunk else problem.forward
     about = {"problem": problem.name, "method": _method_name(options), "prior": prior, "seed": seed,
              "prior_sha256": _prior_sha256(options, problem), "scale": problem.scale, "shift": problem.shift,
-             "reference": options.reference and file_sha256(options.reference),
+             "reference": _reference_sha256(options, problem) if isinstance(method, regressed.EnKGR) else None,
              "forward": options.forward, "chunk": options.chunk, "version": __version__,
              "dtype": options.dtype, "device": options.device, **method.config.describe(),
              "observation": _digest(problem.observation.y), "noise": _digest(problem.observation.noise)}
@@ -497,16 +518,19 @@ def solve(options):
     counts = ledger.add(extra["ledger"] for _, extra, _ in parts)
     predictions = np.asarray(problem.forward(particles))
     counts["diag_fwd"] += len(particles)
+    counts["diag_den"] += getattr(options, "reference_calls", 0)
     predictions = predictions.reshape(len(predictions), -1)
+    with np.errstate(over="ignore", invalid="ignore"):  # rows that failed
+        misfit = np.asarray(likelihood.misfit(predictions))
+    finite = np.isfinite(misfit)
 
     def score(rows):
         return (problem.score(poolable[rows]) if problem.score else
-                _score(poolable[rows], predictions[rows], problem, likelihood))
+                _score(poolable[rows], predictions[rows][finite[rows]], problem, likelihood))
 
     poolable = problem.pool(ensemble, index) if problem.pool and len(parts) > 1 else ensemble
     weights = np.full(len(parts), 1.0 / len(parts))
     if options.method == "enkg-r":  # each ensemble samples the mode it found: modes count by how well they fit
-        misfit = np.asarray(likelihood.misfit(predictions))
         weights = report.weights_by_misfit([misfit[index == k] for k in range(len(parts))])
     rows = report.resampled((weights / np.bincount(index))[index])
     pooled = poolable[rows]
@@ -516,7 +540,7 @@ def solve(options):
         "ensembles": options.ensembles, "config": config, "metrics": score(rows),
         "metrics_per_ensemble": [score(index == k) for k in range(options.ensembles)],
         "failed_rows": sum(len(line.get("failed_rows", ())) for line in history),
-        "trust": report.trust(history, options.ensembles),
+        "failed_predictions": int(np.sum(~finite)), "trust": report.trust(history, options.ensembles),
         "collapsed_updates": sum(line.get("collapsed", False) for line in history),
         "lost_levels": sum(line.get("lost", False) for line in history),
         "stop_reason": "all levels done" + (f"; {stopped} updates ended by {options.stop}" if stopped else ""),
@@ -538,6 +562,9 @@ def solve(options):
             known = problem.pool(known, np.arange(len(known)))
         summary["calibration"] = report.calibration(known[1:], known[0])
     shown = {**result, "history": history, "caption": report.caption(summary)}
+    shown.pop("predictions")
+    if finite.any():
+        shown["predictions"] = predictions[finite]
     if "calibration" in summary:
         shown["calibration"] = summary["calibration"]
     title = f"{problem.name}: {summary['method']}, prior {prior}"
@@ -555,10 +582,14 @@ def solve(options):
 
 
 def _score(ensemble, predictions, problem, likelihood):
-    """Figures of merit of a problem that brings none: misfit of the predictions, errors where the truth is known."""
-    mean, m = predictions.mean(axis=0, keepdims=True), likelihood.size
-    out = {"chi2_mean_prediction": float(likelihood.misfit(mean)[0]) / m,
-           "chi2_median_particle": float(np.median(likelihood.misfit(predictions))) / m}
+    """Figures of merit of a problem that brings none: misfit of the predictions, errors where the truth is known.
+
+    predictions : (R, m), the finite ones, maybe none
+    """
+    out, m = {}, likelihood.size
+    if len(predictions):
+        out = {"chi2_mean_prediction": float(likelihood.misfit(predictions.mean(axis=0, keepdims=True))[0]) / m,
+               "chi2_median_particle": float(np.median(likelihood.misfit(predictions))) / m}
     if problem.truth is not None:
         from . import metrics
 
@@ -602,6 +633,9 @@ def _prepare_folder(options):
                              "another folder")
         if options.resume and not begun:
             raise UsageError(f"resume: got {folder}, which holds no unfinished run, expected one")
+        if begun and runner.ensembles(work) > options.ensembles:
+            raise UsageError(f"ensembles: got {options.ensembles}, expected at least {runner.ensembles(work)}: so many "
+                             f"are begun in {folder}")
         work.mkdir(parents=True, exist_ok=True)
         (work / runner.MARKER).touch()
     except OSError as error:
@@ -620,7 +654,8 @@ def _progress_bar(total, quiet):
 
 def _advance(bar, done, line):
     if line is not None:
-        bar.set_postfix_str(f"sigma {line['sigma']:.3g}, misfit {line.get('misfit', float('nan')):.3g}", refresh=False)
+        shown = {name: "-" if line.get(name) is None else f"{line[name]:.3g}" for name in ("sigma", "misfit")}
+        bar.set_postfix_str(f"sigma {shown['sigma']}, misfit {shown['misfit']}", refresh=False)
     bar.update(done - bar.n)
 
 
@@ -664,15 +699,12 @@ def build_items(options, methods, numbers):
 
 def _identity(options, problem):
     """What a comparison is of, beside the data of its items: nothing of it may change while it goes on."""
-    from onnx_priors.manifest import WEIGHTS
-
-    prior = options.prior or problem.prior
-    reference, noise = WEIGHTS / f"{prior}.reference.npz", np.asarray(problem.observation.noise)
+    noise = np.asarray(problem.observation.noise)
     arguments = {name: default if getattr(options, name) is None else getattr(options, name)
                  for name, default in ARGUMENTS[options.problem].items()}
-    return {"prior": prior or "exact", "prior_sha256": _prior_sha256(options, problem),
-            "reference_sha256": file_sha256(reference) if reference.exists() else None, "version": __version__,
-            **arguments, "noise": _digest(noise) if noise.ndim else float(noise)}
+    return {"prior": options.prior or problem.prior or "exact", "prior_sha256": _prior_sha256(options, problem),
+            "reference_sha256": _reference_sha256(options, problem), "version": __version__, **arguments,
+            "noise": _digest(noise) if noise.ndim else float(noise)}
 
 
 def compare(options):
@@ -680,6 +712,8 @@ def compare(options):
     for name in ("seeds", "items"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name}: got {getattr(options, name)}, expected at least 1")
+    if (options.tune or 0) < 0:
+        raise UsageError(f"tune: got {options.tune}, expected a budget of at least 1")
     for name in options.methods:
         if name not in arena.METHODS:
             raise _nearest(name, arena.METHODS, "methods")
@@ -749,6 +783,8 @@ def _number(kind):
         except ValueError:
             wanted = "an integer" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"got {text!r}, expected {wanted}") from None
+        if kind is int and abs(value) >= 10**18:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at most 18 digits")
         if not np.isfinite(value):
             raise argparse.ArgumentTypeError(f"got {text!r}, expected a finite number")
         return value

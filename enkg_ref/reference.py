@@ -18,6 +18,7 @@ import numpy as np
 from ._xp import array_namespace, device, like, member_normals, to_numpy
 
 RATIO_BOUNDS = (0.05, 1.0)
+LEAST_IMAGES = 32  # of a reference: fewer show too few directions
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Reference:
     table_sigmas : (S,), rising;  table : (S, r + 1), r_k(s) in [.05, 1], the last column for the rest. Empty: r = 1,
     which is exact for a Gaussian prior
     prior : sha256 of the prior's file, or ""
+
+    Raises ValueError for shapes, orders or values other than these.
     """
 
     mean: Any
@@ -46,14 +49,24 @@ class Reference:
         d, r = self.mean.size, self.variances.size
         if self.modes.shape != (d, r):
             raise ValueError(f"modes: got shape {self.modes.shape}, expected ({d}, {r})")
-        if not (np.all(np.isfinite(self.variances)) and np.all(self.variances >= 0) and self.rest >= 0):
+        if not np.all(np.isfinite(self.mean)):
+            raise ValueError("mean: got a non-finite value, expected numbers")
+        every = np.append(self.variances, self.rest)
+        if not (np.all(np.isfinite(every)) and np.all(every >= 0)):
             raise ValueError("variances: got a negative or non-finite value, expected numbers >= 0")
+        if np.any(np.diff(self.variances) > 0):
+            raise ValueError("variances: got a rising order, expected a falling one")
         if not np.allclose(self.modes.T @ self.modes, np.eye(r), atol=1e-6):
             raise ValueError("modes: got columns that are not orthonormal")
         if len(self.table_sigmas):
             object.__setattr__(self, "table", np.asarray(self.table, dtype=np.float64))
+            levels = np.append(0.0, self.table_sigmas)
+            if not (np.all(np.isfinite(levels)) and np.all(np.diff(levels) > 0)):
+                raise ValueError("table_sigmas: got levels that do not rise, expected rising ones above 0")
             if self.table.shape != (len(self.table_sigmas), r + 1):
                 raise ValueError(f"table: got shape {self.table.shape}, expected ({len(self.table_sigmas)}, {r + 1})")
+            if not (np.all(self.table > 0) and np.all(self.table <= 1)):
+                raise ValueError("table: got a ratio outside (0, 1], or none")
 
     @classmethod
     def gaussian(cls, mean, covariance):
@@ -176,7 +189,10 @@ class Reference:
 
     @classmethod
     def load(cls, path, prior_sha256=None):
-        """Read a reference. Raises FileNotFoundError, or ValueError if it belongs to another prior."""
+        """Read a reference. Raises FileNotFoundError, or ValueError if it is damaged or belongs to another prior.
+
+        prior_sha256 : of the prior it is for, "" where that is no file; None: any
+        """
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference: {path} does not exist; enkg-r needs the Gaussian reference of its "
                                     "prior, made by benchmarks/make_reference.py, or images of it as .npy")
@@ -188,32 +204,43 @@ class Reference:
             raise ValueError(f"reference: got {path}, which is damaged or not a reference, expected an .npz file made "
                              "by benchmarks/make_reference.py") from None
         if prior_sha256 is not None and prior not in ("", prior_sha256):  # "": made without saying for which
+            wanted = f"made for {prior_sha256[:12]}..." if prior_sha256 else "for a prior that is no file"
             raise ValueError(f"reference: got {path}, made for the prior with sha256 {prior[:12]}..., expected one "
-                             f"made for {prior_sha256[:12]}...")
-        q, upper = np.linalg.qr(parts["modes"].astype(np.float64))  # float16 rounds the columns by 5e-4
-        table = parts["table"] if parts["table_sigmas"].size else None
-        return cls(parts["mean"], q * np.sign(np.diag(upper)), parts["variances"], float(parts["rest"]),
-                   parts["table_sigmas"], table, prior)
+                             f"{wanted}")
+        try:
+            q, upper = np.linalg.qr(parts["modes"].astype(np.float64))  # float16 rounds the columns by 5e-4
+            table = parts["table"] if parts["table_sigmas"].size else None
+            return cls(parts["mean"], q * np.sign(np.diag(upper)), parts["variances"], float(parts["rest"]),
+                       parts["table_sigmas"], table, prior)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"reference: got {path}, which is damaged ({error}), expected an .npz file made by "
+                             "benchmarks/make_reference.py") from None
 
 
-def from_images(images, denoise=None, sigmas=None, held_out=256, modes=None, seed=0, prior_sha256=""):
+def from_images(images, denoise=None, sigmas=None, held_out=None, modes=None, seed=0, prior_sha256=""):
     """Gaussian reference from images in prior units, and the error table r_k(s) of the prior's denoiser.
 
     r_k(s) = mean (v_k . (D(x, s) - x0))^2 / (l_k s^2/(l_k + s^2)) over the last ``held_out`` images, x = x0 + s noise,
-    smoothed over neighbouring modes, clipped to [.05, 1].
+    numerator and denominator each averaged over nine neighbouring modes; clipped to [.05, 1].
 
-    images : (n, *event), n > held_out + 1; those of the training set, symmetries included if the prior has them
+    images : (n, *event), n >= 32, held_out + 3; those of the training set, symmetries included if the prior has them
     denoise : the prior, or None for a Gaussian prior (r = 1)
-    sigmas : levels of the table, rising; 12 geometric ones from std/50 to 20 std by default
+    sigmas : levels of the table, rising; by default 12 geometric ones from std/50 to 20 std, or as far as the denoiser
+        goes (its sigma_min and sigma_max, if it has them)
+    held_out : a quarter of the images, at most 256, by default
     modes : how many to keep; all by default. The others become the isotropic rest
+
+    Raises ValueError for too few images, images that are all alike, or a std that no level of the denoiser is near.
     """
     images = np.asarray(images)
     n, shape = images.shape[0], images.shape[1:]
-    held_out = held_out if denoise is not None else 0
-    if n - held_out < 3:
-        raise ValueError(f"images: got {n}, expected more than held_out + 2 = {held_out + 2}")
+    held_out = 0 if denoise is None else min(256, n // 4) if held_out is None else held_out
+    if n < max(LEAST_IMAGES, held_out + 3):
+        raise ValueError(f"reference: got {n} images, expected at least {max(LEAST_IMAGES, held_out + 3)}")
     flat = images.reshape(n, -1)
     training = flat[: n - held_out]
+    if np.all(training == training[0]):
+        raise ValueError("reference: got images that are all alike, expected different ones: they show no variance")
     mean = training.mean(axis=0, dtype=np.float64)
     variances, vectors = _principal((training - mean.astype(flat.dtype)), modes)
     total = float(np.sum(np.var(training, axis=0, dtype=np.float64)))
@@ -222,7 +249,14 @@ def from_images(images, denoise=None, sigmas=None, held_out=256, modes=None, see
     reference = Reference(mean.reshape(shape), vectors, variances, rest, prior=prior_sha256)
     if denoise is None:
         return reference
-    sigmas = np.geomspace(reference.std / 50, reference.std * 20, 12) if sigmas is None else np.asarray(sigmas)
+    if sigmas is None:
+        low = max(reference.std / 50, getattr(denoise, "sigma_min", 0.0))
+        high = min(reference.std * 20, getattr(denoise, "sigma_max", np.inf))
+        if low >= high:
+            raise ValueError(f"reference: got images of standard deviation {reference.std:.3g} in prior units, "
+                             f"expected it near the prior's noise levels, {denoise.sigma_min:g} to "
+                             f"{denoise.sigma_max:g}")
+        sigmas = np.geomspace(low, high, 12)
     table = np.stack([_error_ratio(reference, denoise, images[n - held_out:], float(s), seed, i)
                       for i, s in enumerate(sigmas)])
     return Reference(reference.mean, vectors, variances, rest, sigmas, table, prior_sha256)
@@ -230,15 +264,19 @@ def from_images(images, denoise=None, sigmas=None, held_out=256, modes=None, see
 
 def from_prior(denoise, event_shape, sigma_max, sigma_min=0.002, count=1024, steps=40, modes=None, seed=0,
                prior_sha256="", dtype="float32", chunk=64):
-    """Gaussian reference from samples of the prior itself: ``count`` probability flows (T3c), ``steps`` calls each."""
+    """Gaussian reference from samples of the prior itself: ``count`` probability flows (T3c), ``steps`` calls each.
+
+    Raises ValueError for a count below 32.
+    """
     from .diffusion import flow_to_zero
 
+    if count < LEAST_IMAGES:
+        raise ValueError(f"reference: got {count} samples, expected at least {LEAST_IMAGES}")
     noise = member_normals(seed, 0, count, event_shape).astype(dtype)
     samples = np.concatenate([
         to_numpy(flow_to_zero(sigma_max * noise[i:i + chunk], sigma_max, denoise, steps, sigma_min))
         for i in range(0, count, chunk)])
-    return from_images(samples, denoise, held_out=min(256, count // 4), modes=modes, seed=seed + 1,
-                       prior_sha256=prior_sha256)
+    return from_images(samples, denoise, modes=modes, seed=seed + 1, prior_sha256=prior_sha256)
 
 
 def file_sha256(path):

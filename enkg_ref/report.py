@@ -25,27 +25,28 @@ SPREAD = {  # what the spread of a method means, in words for the reader of a re
     **dict.fromkeys(("pnpdm", "blade"), "The draws are meant as draws of the posterior for the noise of the data plus "
                     "the last coupling; a short run has not reached it."),
     "deft": "The chains are meant as draws of the posterior, as far as the correction network has learned it.",
-    "enkg-r": "The spread is meant as a posterior standard deviation. Where it was measured it came out near that, "
-              "rather too small (enkg_ref/REGRESSED.md); kappa above 3 says not to believe it.",
+    "enkg-r": "The spread is meant as a posterior standard deviation; measured, it was between .6 and 2 times the "
+              "right one, near it in plain cases (enkg_ref/REGRESSED.md); kappa above 3 says not to believe it.",
 }
 
 
 def write_json(path, content):
     """Write JSON at once or not at all; numpy numbers become Python numbers, non-finite ones null."""
     partial = Path(path).with_name(Path(path).name + ".partial")
-    partial.write_text(json.dumps(_plain(content), indent=2) + "\n")
+    partial.write_text(json.dumps(plain(content), indent=2) + "\n")
     os.replace(partial, path)
 
 
-def _plain(value):
+def plain(value):
+    """``value`` as JSON has it: numpy arrays and numbers become Python's, a non-finite number null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
@@ -58,7 +59,7 @@ def trust(history, ensembles):
     linear the map was over the ensemble, inside a level) and over the first ones (``trust_across``: the predictor step
     and the change of the flow come between, so that it falls though nothing is wrong). Linearity is not accuracy.
     EnKG-R: ``kappa``, ``noise_ratio`` and ``chi2`` (average over the particles: ``mean_misfit``) of its last level, see
-    `regressed.Info`.
+    `regressed.Info`; None where they are not finite.
     """
     out = {}
     for k in range(ensembles):
@@ -96,12 +97,18 @@ def calibration(ensemble, truth):
 def weights_by_misfit(misfits):
     """Weights of independent ensembles, sum 1, from the misfits of their particles, a list of arrays (J,).
 
-    exp(-((mean misfit - best)/s)^2/2), s the scatter of the misfit in the best ensemble: runs that fit alike count
-    alike, a run caught in a mode that does not fit counts for nothing. A rule of thumb, not a ratio of evidences.
+    exp(-((mean misfit - best)/s)^2/2), s the scatter of the misfit over the particles of the best ensemble: a run
+    caught in a mode that does not fit counts for nothing, runs whose means differ by little against s count alike. A
+    rule of thumb, not a ratio of evidences: where s is small against the errors of the ensembles, the means of equally
+    good runs differ by more than s, and one of them may get most of the weight.
+    Non-finite misfits are left out; an ensemble without a finite one has weight 0, unless none has one.
     """
-    means = np.array([np.mean(values) for values in misfits])
+    finite = [values[np.isfinite(values)] for values in misfits]
+    means = np.array([np.mean(values) if len(values) else np.inf for values in finite])
     best = int(np.argmin(means))
-    scatter = float(np.std(misfits[best])) or 1.0
+    if means[best] == np.inf:
+        return np.full(len(means), 1.0 / len(means))
+    scatter = float(np.std(finite[best])) or 1.0
     weight = np.exp(-0.5 * ((means - means[best]) / scatter) ** 2)
     return weight / weight.sum()
 
@@ -149,6 +156,10 @@ METRIC_WORDS = {**ERRORS, "relative_l2_prior_sample": "of a draw of the Gaussian
 LOST = "their particles left the prior with every model noise tried and were drawn again without the data"
 
 
+def _shown(values):
+    return ", ".join("-" if value is None else f"{value:.2f}" for value in values)
+
+
 def text(summary):
     """A few lines for the terminal: what was solved, how well, at what cost."""
     ledger, wall = summary["ledger"], summary["ledger"]["wall"]
@@ -162,10 +173,13 @@ def text(summary):
         words = f"   ({METRIC_WORDS[name]})" if name in METRIC_WORDS else ""
         lines.append(f"  {name:32s} {shown}{scatter}{words}")
     for name, values in summary.get("trust", {}).items():
-        lines.append(f"  {name:32s} {', '.join(f'{value:.2f}' for value in values)}   ({TRUST_WORDS[name]})")
+        lines.append(f"  {name:32s} {_shown(values)}   ({TRUST_WORDS[name]})")
     if summary.get("collapsed_updates"):
         lines.append(f"  {'updates skipped':32s} {summary['collapsed_updates']}   (the ensemble had collapsed to "
                      "rounding error in the data)")
+    if summary.get("failed_predictions"):
+        lines.append(f"  {'predictions failed':32s} {summary['failed_predictions']}   (non-finite rows of the forward "
+                     "model at the last particles; no misfit counts them)")
     if summary.get("lost_levels"):
         lines.append(f"  {'levels lost':32s} {summary['lost_levels']}   ({LOST})")
     if "calibration" in summary:
@@ -184,6 +198,8 @@ def text(summary):
     lines.append(f"  {'forward calls':32s} {ledger['fwd_total']} ({ledger['fwd_seq']} sequential), "
                  f"{ledger['failed_fwd']} failed")
     lines.append(f"  {'denoiser calls':32s} {ledger['den_total']} ({ledger['den_seq']} sequential)")
+    if ledger.get("diag_den"):
+        lines.append(f"  {'denoiser calls for the reference':32s} {ledger['diag_den']}")
     for name, words in (("fwd_vjp", "forward gradients"), ("den_vjp", "denoiser gradients"),
                         ("net", "correction network calls")):
         if ledger.get(f"{name}_total"):
@@ -198,8 +214,7 @@ def caption(summary):
     """What a reader must know beside the picture: the error, how far to trust it, what the spread and the data are."""
     errors = "; ".join(f"{words} {summary['metrics'][name]:.3g}" for name, words in ERRORS.items()
                        if summary["metrics"].get(name) is not None)
-    trusted = [f"{name} {', '.join(f'{value:.2f}' for value in values)}: {TRUST_WORDS[name]}"
-               for name, values in summary["trust"].items()]
+    trusted = [f"{name} {_shown(values)}: {TRUST_WORDS[name]}" for name, values in summary["trust"].items()]
     lost = f"{summary['lost_levels']} level(s) lost: {LOST}." if summary.get("lost_levels") else ""
     return [words for words in (errors, "; ".join(trusted), lost, summary["spread"], summary["notes"]) if words]
 
@@ -207,7 +222,7 @@ def caption(summary):
 def figure(result, history, title):
     """The generic figure of a result: mean, spread, particles; data and prediction; misfit and spread against sigma.
 
-    result : mapping with mean, std (*event), ensemble (J, *event), observation (m,), predictions (J, m), caption, maybe
+    result : mapping with mean, std (*event), ensemble (J, *event), observation (m,), caption, maybe predictions (J, m),
     truth, calibration.
     history : list of history lines. Returns a matplotlib Figure.
     """
@@ -235,8 +250,9 @@ def figure(result, history, title):
     data, conv = axes[2][0], axes[2][1]
     y = result["observation"].reshape(-1)
     data.plot(y, "k.", ms=4, label="data")
-    predicted = result["predictions"].reshape(len(result["predictions"]), -1)
-    data.fill_between(np.arange(len(y)), predicted.min(axis=0), predicted.max(axis=0), alpha=0.4, label="range of G(x)")
+    if "predictions" in result:
+        low, high = (end(result["predictions"], axis=0) for end in (np.min, np.max))
+        data.fill_between(np.arange(len(y)), low, high, alpha=0.4, label="range of G(x)")
     data.set_title("observation", fontsize=9)
     data.legend(fontsize=7)
     draw_history(conv, history)
@@ -266,12 +282,12 @@ def draw_history(ax, history):
     """Misfit of the mean and spread of the particles against the noise level, one line per ensemble."""
     for k in sorted({line.get("ensemble", 0) for line in history}):
         lines = [line for line in history if line.get("ensemble", 0) == k and line.get("sigma")]
-        sigma = [line["sigma"] for line in lines]
         for name, style in (("misfit", "-"), ("spread", "--")):
-            if lines and name in lines[0]:
-                ax.loglog(sigma, [max(line[name], 1e-12) for line in lines], style, lw=1, color=f"C{k}",
-                          label=name if k == 0 else None)
+            values = [(line["sigma"], max(line[name], 1e-12)) for line in lines if line.get(name) is not None]
+            if values:
+                ax.loglog(*zip(*values), style, lw=1, color=f"C{k}", label=name if k == 0 else None)
     ax.invert_xaxis()
     ax.set_xlabel("noise level sigma", fontsize=8)
     ax.set_title("misfit / m of the mean, spread", fontsize=9)
-    ax.legend(fontsize=7)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=7)

@@ -19,6 +19,7 @@ from typing import Any
 from . import checkpoint
 from .enkg import iterate
 from .ledger import Ledger
+from .report import plain
 
 MARKER = "enkg-run"
 
@@ -71,7 +72,7 @@ def _run(build, options, k, saved, history, ledger, report):
         for state, info in updates_to_come:
             updates += 1
             with ledger.clock("record"):
-                file.write(json.dumps({"ensemble": k, **asdict(info)}) + "\n")
+                file.write(json.dumps(plain({"ensemble": k, **asdict(info)})) + "\n")
                 file.flush()
                 if state.level != last_level or run.method.done(state):
                     save()
@@ -143,6 +144,12 @@ def alone(path, out):
 def begun(folder):
     """Whether ``folder`` holds an ensemble to go on with."""
     return any(Path(folder).glob("ensemble-*.npz"))
+
+
+def ensembles(folder):
+    """The number of ensembles begun in ``folder``, those with a smaller number included."""
+    numbers = (path.stem.removeprefix("ensemble-") for path in Path(folder).glob("ensemble-*.npz"))
+    return max((int(number) + 1 for number in numbers), default=0)
 
 
 def clear(folder):

@@ -150,7 +150,7 @@ def _draw_convergence(ax, history):
     for k in sorted({line.get("ensemble", 0) for line in history}):
         lines = [line for line in history if line.get("ensemble", 0) == k and line.get("sigma", 0) > 0]
         for quantity, style in (("misfit", "-"), ("spread", "--")):
-            values = [(line["sigma"], line[quantity]) for line in lines if line.get(quantity, 0) > 0]
+            values = [(line["sigma"], line[quantity]) for line in lines if (line.get(quantity) or 0) > 0]
             if values:
                 ax.loglog(*zip(*values), style, lw=1.2, color=f"C{k % 10}", label=quantity if k == 0 else None)
     if ax.lines:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from enkg_ref import arena, cli
+from enkg_ref.reference import Reference
 from onnx_priors.analytic import GaussianPrior
 
 SMALL = ["--particles", "16", "--steps", "8", "--quiet"]
@@ -35,6 +37,24 @@ def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_simulator", raising=False)
     return ["--forward", "my_simulator:forward", "--prior", "prior.onnx", "--observation", "y.npy", "--noise", "0.1"]
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """interrupted(*argv): a run in the folder out that is stopped between its last update and its result."""
+    def stop_before_the_result(*argv):
+        from enkg_ref import runner
+
+        run_ensembles = runner.run_ensembles
+
+        def stop(*args):
+            run_ensembles(*args)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(runner, "run_ensembles", stop)
+            assert run(*argv, "--out", "out") == 130
+    return stop_before_the_result
 
 
 def test_that_solve_writes_the_four_files_and_says_what_they_cost(tmp_path, capsys):
@@ -134,6 +154,9 @@ def test_that_images_in_physical_units_are_the_reference_of_a_prior_of_ones_own(
     assert "--reference images.npy" in message and "make_reference.py prior.onnx --samples" in message
     np.save("images.npy", shift + scale * np.random.default_rng(4).standard_normal((1000, 5)))
     assert run(*enkg_r, "--reference", "images.npy", "--out", "out") == 0
+    ledger = json.loads(Path("out/summary.json").read_text())["ledger"]
+    assert ledger["diag_den"] == 12 * 250  # levels of the table, images held out
+    assert "denoiser calls for the reference 3000" in cli.report.text(json.loads(Path("out/summary.json").read_text()))
     K = scale**2 * H.T @ np.linalg.inv(scale**2 * H @ H.T + noise**2 * np.eye(3))
     mean, covariance = shift + K @ (H @ (truth - shift)), scale**2 * (np.eye(5) - K @ H)
     x = np.load("out/result.npz")["ensemble"]
@@ -142,8 +165,6 @@ def test_that_images_in_physical_units_are_the_reference_of_a_prior_of_ones_own(
     # a reference in the wrong units would be off by this
     assert scale == 1 or np.linalg.norm(x.mean(axis=0) - mean) < 0.2 * np.linalg.norm(mean / scale - mean)
     GaussianPrior(np.ones(5), 1.0).to_onnx("prior.onnx", {"sigma_min": 0.002, "sigma_max": 80.0})
-    from enkg_ref.reference import Reference
-
     Reference(np.zeros(5), np.eye(5), np.ones(5), prior="4567").save("other.npz")
     assert run(*enkg_r, "--reference", "other.npz", "--out", "other") == 2
     assert "made for the prior with sha256 4567..., expected one made for" in capsys.readouterr().err
@@ -187,6 +208,12 @@ def test_that_ensembles_are_pooled_by_how_well_they_fit():
     weights = report.weights_by_misfit([good, alike, bad])
     assert weights[1] / weights[0] == pytest.approx(np.exp(-0.5 * (alike.mean() - good.mean()) ** 2 / good.var()))
     assert weights.sum() == pytest.approx(1) and weights[2] < 1e-12
+    # a non-finite misfit is left out; an ensemble without a finite one counts for nothing, unless none has one
+    holes, none = np.append(good, [np.nan, np.inf]), np.full(5, np.nan)
+    whole = report.weights_by_misfit([good, alike])
+    assert report.weights_by_misfit([holes, alike, none]) == pytest.approx([*whole, 0])
+    assert report.weights_by_misfit([none, none]).tolist() == [0.5, 0.5]
+    assert report.weights_by_misfit([holes]).tolist() == [1.0]
     assert report.resampled(np.full(7, 1 / 7)).tolist() == list(range(7))
     shares = np.array([0.5, 0.25, 0.25, 0.0])
     assert report.resampled(shares).tolist() == [0, 0, 1, 2]
@@ -272,6 +299,66 @@ def test_that_a_users_own_program_is_solved_and_survives_its_failures(own, tmp_p
     assert summary["failed_rows"] == summary["ledger"]["failed_fwd"]
 
 
+@pytest.mark.parametrize("method", ["enkg", "enkg-r"])
+@pytest.mark.parametrize("ensembles", [1, 2])
+def test_that_failed_predictions_of_the_last_particles_are_left_out_and_counted(own, method, ensembles, capsys):
+    """A fifth of all forward calls fails, those for the result's own sake among them."""
+    pytest.importorskip("onnxruntime")
+    Path("fails.py").write_text("import numpy as np\nfrom my_simulator import forward as whole\n\n\ndef forward(x):\n"
+                                "    bad = np.floor(1e6 * np.abs(x[:, :1])) % 5 == 0\n"
+                                "    return np.where(bad, np.nan, whole(x))\n")
+    own[1] = "fails:forward"
+    np.save("images.npy", np.random.default_rng(4).standard_normal((400, 5)))
+    chosen = {"enkg": SMALL[:-1], "enkg-r": ["--budget", 160, "--reference", "images.npy"]}[method]
+    assert run(*own, "--method", method, *chosen, "--ensembles", ensembles, "--workers", 1, "--out", "out") == 0
+    summary, result = json.loads(Path("out/summary.json").read_text()), np.load("out/result.npz")
+    failed = np.isnan(result["predictions"]).any(axis=1)
+    assert 0 < failed.sum() < len(failed) and summary["failed_predictions"] == failed.sum()
+    assert f"predictions failed               {failed.sum()} " in capsys.readouterr().out
+    assert all(np.isfinite(value) for value in summary["metrics"].values())
+    x, index = result["ensemble"], result["ensemble_index"]
+    chi2 = np.sum((result["predictions"] - np.load("y.npy")) ** 2, axis=1) / 0.01 / 3
+    best = min(np.nanmean(chi2[index == k]) for k in range(ensembles))
+    if ensembles == 1 or method == "enkg":  # every row counts once: nothing to weigh
+        assert np.array_equal(result["mean"], x.mean(axis=0)) and np.array_equal(result["std"], x.std(axis=0))
+    else:
+        assert sum(summary["weights"]) == pytest.approx(1)
+        assert np.nanmean(chi2[index == np.argmax(summary["weights"])]) == pytest.approx(best)
+        assert np.all(result["std"] > 0.1 * x[index == 0].std(axis=0))
+
+
+def _strict(text):
+    """JSON as the standard has it: NaN and Infinity are none."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_that_levels_without_a_finite_row_are_null_in_the_history_and_a_dash_in_the_text(own, capsys):
+    """From the eighth of ten calls on the simulator gives nothing: no level was measured, no prediction is left."""
+    pytest.importorskip("onnxruntime")
+    Path("ends.py").write_text("import numpy as np\nfrom my_simulator import forward as whole\ncalls = []\n\n\n"
+                               "def forward(x):\n    calls.append(x)\n"
+                               "    return whole(x) * (1.0 if len(calls) < 8 else np.nan)\n")
+    own[1] = "ends:forward"
+    np.save("images.npy", np.random.default_rng(4).standard_normal((400, 5)))
+    assert run(*own, "--method", "enkg-r", "--budget", 160, "--reference", "images.npy", "--out", "out") == 0
+    lines = [_strict(line) for line in Path("out/history.jsonl").read_text().splitlines()]
+    assert [line["kappa"] is None for line in lines] == 7 * [False] + 3 * [True]
+    summary = _strict(Path("out/summary.json").read_text())
+    assert summary["trust"]["kappa"] == [None] and summary["failed_predictions"] == 16
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "kappa" in line)
+    assert printed.split()[:2] == ["kappa", "-"]
+    assert any("kappa -: square innovation" in words for words in cli.report.caption(summary))
+    from problems.black_hole_figure import _draw_convergence
+
+    _draw_convergence(pytest.importorskip("matplotlib.figure").Figure().subplots(), lines)
+
+
+def test_that_a_method_without_a_history_to_draw_warns_of_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("linear-gaussian", "--method", "eki", "--budget", 64, "--quiet", "--out", tmp_path / "out") == 0
+
+
 BAD = [
     (["linear-gausian"], "did you mean linear-gaussian"),
     ([], "problem: got nothing"),
@@ -334,6 +421,10 @@ BAD = [
     (["navier-stokes", "--method", "enkg-r", "--reference", "few.npy"], "expected at least 32 images of shape"),
     (["navier-stokes", "--reference", "few.npy"], "reference: got few.npy with method enkg, which needs none"),
     (["linear-gaussian", "--prior", "gaussian"], "prior: got gaussian, which problem linear-gaussian-a does not have"),
+    (["navier-stokes", "--method", "enkg-r", "--reference", "same.npy"], "reference: got images that are all alike"),
+    (["navier-stokes", "--method", "enkg-r", "--prior", "gaussian", "--reference", "foreign.npz"], "made for the prior "
+     "with sha256 4567..., expected one for a prior that is no file"),
+    (["linear-gaussian", "--method", "enkg-r", "--budget", "9" * 23], "9', expected an integer of at most 18 digits"),
     (["m87", "--observation", "y.npy"], "observation: got a file with problem m87"),
 ]
 
@@ -344,6 +435,8 @@ def test_that_bad_input_exits_2_with_one_sentence_and_writes_nothing(argv, sente
     np.save("small.npy", np.zeros((3, 3)))
     np.save("nan.npy", np.full((40, 32, 32), np.nan))
     np.save("few.npy", np.zeros((31, 32, 32)))
+    np.save("same.npy", np.ones((40, 32, 32)))
+    Reference(np.zeros((32, 32)), np.eye(1024)[:, :2], np.ones(2), prior="4567").save("foreign.npz")
     np.save("zero.npy", np.zeros((32, 32)))
     np.save("y.npy", np.ones(256))
     np.save("complex.npy", np.full(256, 1j))
@@ -376,6 +469,24 @@ def test_that_a_bad_problem_of_ones_own_is_named(own, change, sentence, capsys):
     assert sentence in err and err.count("enkg: error") == 1
     # nothing was computed: the corrected command may use the same folder
     assert not Path("out/run").exists() and "unfinished" not in err
+
+
+def test_that_a_budget_to_tune_at_is_named_by_its_own_option(tmp_path, capsys):
+    assert cli.main(["compare", "linear-gaussian", "--methods", "eki", "--budget", "40", "--tune", "-3", "--out",
+                     str(tmp_path / "out")]) == 2
+    assert "tune: got -3, expected a budget of at least 1" in capsys.readouterr().err
+
+
+def test_that_a_comparison_knows_the_reference_beside_a_prior_file(own):
+    """What lies beside the prior of one's own is part of what was compared."""
+    pytest.importorskip("onnxruntime")
+    from problems.linear_gaussian import linear_gaussian
+
+    options = cli._parser().parse_args(["compare", "linear-gaussian", "--prior", "prior.onnx", "--methods", "enkg-r",
+                                        "--budget", "64"])
+    assert cli._identity(options, linear_gaussian())["reference_sha256"] is None
+    Path("prior.reference.npz").write_bytes(b"a")
+    assert cli._identity(options, linear_gaussian())["reference_sha256"] == cli.file_sha256("prior.reference.npz")
 
 
 def test_that_a_prior_of_another_shape_is_refused(own, capsys):
@@ -466,27 +577,47 @@ def test_that_a_prior_of_another_range_of_noise_levels_sets_the_levels_of_the_ru
     assert run(*own, *SMALL, "--out", "out") == 0
     config = json.loads(Path("out/summary.json").read_text())["config"]
     assert (config["sigma_min"], config["sigma_eps"], config["sigma_max"]) == (0.01, 0.01, 50.0)
+    GaussianPrior(np.zeros(5), 1.0).to_onnx("narrow.onnx", {"sigma_min": 0.1, "sigma_max": 5.0})
+    np.save("images.npy", np.random.default_rng(4).standard_normal((400, 5)))
+    assert run(*own, "--method", "enkg-r", "--budget", 160, "--reference", "images.npy", "--quiet", "--out", "r") == 0
 
 
 @pytest.mark.parametrize("change", [
     lambda a: Path("my_simulator.py").rename("other.py") and a.__setitem__(1, "other:forward"),
     lambda a: GaussianPrior(np.ones(5), 1.0).to_onnx("prior.onnx", {"sigma_min": 0.002, "sigma_max": 80.0}),
 ], ids=["another simulator", "another prior of the same name"])
-def test_that_a_checkpoint_of_another_run_is_refused(own, change, capsys, monkeypatch):
+def test_that_a_checkpoint_of_another_run_is_refused(own, change, capsys, interrupted):
     pytest.importorskip("onnxruntime")
-    from enkg_ref import runner
-
-    def stop(build, options, count, workers, folder, progress):
-        run_ensembles(build, options, count, workers, folder, progress)
-        raise KeyboardInterrupt
-
-    run_ensembles = runner.run_ensembles
-    monkeypatch.setattr(runner, "run_ensembles", stop)
-    assert run(*own, *SMALL, "--out", "out") == 130
-    monkeypatch.setattr(runner, "run_ensembles", run_ensembles)
+    interrupted(*own, *SMALL)
     change(own)
     assert run(*own, *SMALL, "--out", "out", "--resume") == 2
     assert "checkpoint: got a run with" in capsys.readouterr().err
+
+
+def test_that_another_reference_beside_the_prior_makes_another_run(own, capsys, interrupted):
+    pytest.importorskip("onnxruntime")
+    own += ["--method", "enkg-r", "--budget", 160, "--quiet"]
+    sha = cli.file_sha256("prior.onnx")
+    Reference(np.zeros(5), np.eye(5), np.ones(5), prior=sha).save("prior.reference.npz")
+    interrupted(*own)
+    Reference(np.zeros(5), np.eye(5), np.full(5, 0.9), prior=sha).save("prior.reference.npz")
+    assert run(*own, "--out", "out", "--resume") == 2
+    assert "checkpoint: got a run with reference = " in capsys.readouterr().err
+    Reference(np.zeros(5), np.eye(5), np.ones(5), prior=sha).save("prior.reference.npz")
+    assert run(*own, "--out", "out", "--resume") == 0
+
+
+def test_that_a_run_goes_on_with_more_ensembles_but_never_with_fewer(own, capsys, interrupted):
+    pytest.importorskip("onnxruntime")
+    own += [*SMALL, "--workers", 1]
+    interrupted(*own, "--ensembles", 2)
+    before = {path.name: path.read_bytes() for path in Path("out/run").iterdir()}
+    assert run(*own, "--ensembles", 1, "--out", "out", "--resume") == 2
+    assert "ensembles: got 1, expected at least 2: so many are begun in out" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in Path("out/run").iterdir()} == before
+    assert run(*own, "--ensembles", 3, "--out", "out", "--resume") == 0
+    assert run(*own, "--ensembles", 3, "--out", "whole") == 0
+    assert np.array_equal(*(np.load(f"{name}/result.npz")["ensemble"] for name in ("out", "whole")))
 
 
 def test_that_two_processes_never_work_on_one_ensemble(own, capsys):
