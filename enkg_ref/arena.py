@@ -589,10 +589,11 @@ def tabulate(records, known, summary, out):
     write_json(out / "results.json", summary)
     (out / "table.csv").write_text(to_csv(summary))
     (out / "table.txt").write_text(to_text(summary) + "\n")
-    try:
-        pareto_figure(summary).savefig(out / "pareto.png", dpi=130)
-    except ImportError:  # the plot needs matplotlib; the tables do not
-        pass
+    if len(table) > 1:  # one point is no front
+        try:
+            pareto_figure(summary).savefig(out / "pareto.png", dpi=130)
+        except ImportError:  # the plot needs matplotlib; the tables do not
+            pass
     return summary
 
 
