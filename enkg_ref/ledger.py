@@ -25,6 +25,7 @@ class Ledger:
     made, by a clock of its own, and other = total - the sum of the parts. On an asynchronous device the split follows
     the host's clock.
     diag_fwd: simulator calls made for the result's own sake after the run, the predictions of the last ensemble.
+    diag_den: denoiser calls that are no part of a run either, those of a reference from the user's images.
     """
 
     def __init__(self):
