@@ -611,7 +611,7 @@ CANDIDATES = {  # four per method; {} is the default or, translated to the white
     "dpg": [{}, {"guidance": 16.0}, {"guidance": 4.0}, {"guidance": 1.0}],
     "forward-gsg": [{}, {"strength": 3.0}, {"strength": 0.3}, {"strength": 0.1}],  # strength: times the default gamma
     "central-gsg": [{}, {"strength": 3.0}, {"strength": 0.3}, {"strength": 0.1}],
-    "dps": [{}, {"strength": 0.3}, {"rows": 8}, {"rows": 8, "strength": 0.3}],
+    "dps": [{}, {"strength": 0.3}, {"strength": 0.1}, {"rows": 8, "strength": 0.3}],
     "diffpir": [{}, {"xi": 0.3}, {"xi": 0.1}, {"rows": 2}],
     "mmps": [{}, {"solver": 2}, {"solver": 3, "rows": 8}, {"solver": 3, "rows": 8, "sigma_max": 10.0}],
     "pnpdm": [{}, {"rho_max": 3.0, "rho_min": 0.1}, {"rho_max": 3.0, "rho_min": 0.3}, {"outer": 15, "decay": 0.7}],
