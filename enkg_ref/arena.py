@@ -120,11 +120,12 @@ def _steps(name, budget, cost, rows, settings, least=1):
     """(N, number of rows) of one chain with many calls per step: the largest N that pays ``rows`` rows of cost(N) each.
 
     At least `ENOUGH_STEPS`, for fewer rows, down to ``least``; fewer steps only where even those cannot be paid.
+    ``settings`` may fix "steps".
     Raises ValueError with the least budget.
     """
     steps = (settings["steps"],) if "steps" in settings else STEPS
     enough, few = ([n for n in steps if n >= ENOUGH_STEPS], [n for n in steps if n <= ENOUGH_STEPS])
-    for wanted, ladder in ((rows, enough), (least, few), (least, steps)):
+    for wanted, ladder in ((rows, enough), (least, few or steps)):
         for n in ladder:
             if budget >= wanted * cost(n):
                 return n, int(budget // cost(n))
@@ -217,7 +218,7 @@ def _plan_eki(item, budget, c_vjp, seed, settings):
 
 def _plan_scg(item, budget, c_vjp, seed, settings):
     threshold = settings.get("threshold", 0.25)
-    steps, candidates = _steps("scg", budget, lambda n: n - 1 - int(threshold * n), 8, settings)
+    steps, candidates = _steps("scg", budget, lambda n: n - 1 - int(threshold * n), 8, settings, 2)  # one is no choice
     config = scg.Config(**{**_vp(item), "seed": seed, **settings, "steps": steps, "candidates": candidates})
     return scg.SCG(item.denoise, item.likelihood, config), 1
 
@@ -304,16 +305,16 @@ def _plan_deft(item, budget, c_vjp, seed, settings):
 
 METHODS = {
     "enkg": Method(_plan_enkg, enkg.EnKG.ACCESS, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175",
-                   "J particles at 40 levels, fewer levels where J would be below 64, then below 32, 16"),
+                   "J particles at 40 levels, fewer levels rather than J below 64, 32, 16"),
     "enkg-r": Method(_plan_enkg_r, regressed.EnKGR.ACCESS | {"reference"},
                      "our extension, not in the paper: regressed sensitivities",
                      "16 to 64 particles, the rest in levels"),
     "eki": Method(_plan_eki, baselines.EKI.ACCESS, "ensemble Kalman inversion, Iglesias et al. 2013",
                   "as many iterations as particles; starts from draws of the prior"),
     "scg": Method(_plan_scg, baselines.SCG.ACCESS, "stochastic control guidance, Huang et al. 2024",
-                  "50 steps or more, the rest in candidates per step, 8 where it can"),
+                  "at least 50 steps where it can pay them, the longest chain with 8 candidates per step"),
     "dpg": Method(_plan_dpg, baselines.DPG.ACCESS, "diffusion policy gradient, Tang et al. 2024",
-                  "50 steps or more, the rest in queries per step, 16 where it can"),
+                  "at least 50 steps where it can pay them, the longest chain with 16 queries per step"),
     "forward-gsg": Method(_plan_gsg("forward"), baselines.GSG.ACCESS, "DPS with a smoothed gradient, one-sided",
                           "as dpg"),
     "central-gsg": Method(_plan_gsg("central"), baselines.GSG.ACCESS, "DPS with a smoothed gradient, two-sided",
@@ -510,8 +511,9 @@ def compare(items, methods, budgets, seeds, out, settings=None, c_vjp=None, abou
     progress : called with (record, runs done, runs in all);  metric : the score that the tables sort and pair by
     tuned : sentences on how ``settings`` were found, for the foot of the table
 
-    Returns the summary that is also written to ``results.json``, beside table.txt, table.csv, pareto.png and one record
-    per run in ``runs``; see `tabulate`. Raises ValueError where another process is at work in the folder.
+    Returns the summary that is also written to ``results.json``, beside table.txt, table.csv, pareto.png (from two rows
+    on) and one record per run in ``runs``; see `tabulate`. Raises ValueError where another process is at work in the
+    folder.
     """
     items, methods, budgets, settings = list(items), list(methods), list(budgets), settings or {}
     out = Path(out)
@@ -571,8 +573,9 @@ def _read(path, form):
 
 
 def _damaged(path, why):
-    return ValueError(f"out: got a damaged file {path} ({why}), expected what was written there; delete it, and the "
-                      "same command makes it anew")
+    remedy = "choose another folder" if Path(path).name == "arena.json" else (
+        "delete it, and the same command makes it anew")
+    return ValueError(f"out: got a damaged file {path} ({why}), expected what was written there; {remedy}")
 
 
 def tabulate(records, known, summary, out):
@@ -589,6 +592,7 @@ def tabulate(records, known, summary, out):
     write_json(out / "results.json", summary)
     (out / "table.csv").write_text(to_csv(summary))
     (out / "table.txt").write_text(to_text(summary) + "\n")
+    (out / "pareto.png").unlink(missing_ok=True)
     if len(table) > 1:  # one point is no front
         try:
             pareto_figure(summary).savefig(out / "pareto.png", dpi=130)
@@ -607,7 +611,7 @@ CANDIDATES = {  # four per method; {} is the default or, translated to the white
     "enkg": [{}, {"guidance": 1.0}, {"guidance": 0.5}, {"updates": 1}],
     "enkg-r": [{}, {"model_noise": 1.0}, {"model_noise": 0.5}, {"noise_floor": 1.0}],
     "eki": [{}, {"guidance": 1.0}, {"guidance": 0.5}, {"kalman": True}],
-    "scg": [{}, {"threshold": 0.0}, {"threshold": 0.5}, {"steps": 50}],
+    "scg": [{}, {"threshold": 0.0}, {"threshold": 0.5}, {"steps": 25}],
     "dpg": [{}, {"guidance": 16.0}, {"guidance": 4.0}, {"guidance": 1.0}],
     "forward-gsg": [{}, {"strength": 3.0}, {"strength": 0.3}, {"strength": 0.1}],  # strength: times the default gamma
     "central-gsg": [{}, {"strength": 3.0}, {"strength": 0.3}, {"strength": 0.1}],
@@ -672,19 +676,22 @@ ENOUGH_ITEMS = 10  # for the bootstrap: its "95 %" interval of three normal item
 
 
 def mean_interval(scores, level=0.95):
-    """95 % interval of the mean over items: Student's t for fewer than `ENOUGH_ITEMS`, else `bootstrap_t`.
+    """Interval of the mean over items: Student's t for fewer than `ENOUGH_ITEMS`, else `bootstrap_t`.
 
     Arguments and result as for `bootstrap_t`.
     """
+    from scipy.stats import t
+
     scores = np.asarray(scores, dtype=np.float64)
     values = scores.mean(axis=1) if scores.ndim == 2 else scores
-    mean, low, high = bootstrap_t(values, level)
-    if math.isfinite(low) and len(values) < ENOUGH_ITEMS:
-        from scipy.stats import t
-
-        half = float(t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-        low, high = mean - half, mean + half
-    return mean, low, high
+    n = len(values)
+    if n >= ENOUGH_ITEMS:
+        return bootstrap_t(values, level)
+    mean, error = float(values.mean()), values.std(ddof=1) / math.sqrt(n) if n > 2 else 0.0
+    if not 0.0 < error < math.inf:
+        return mean, math.nan, math.nan
+    half = float(t.ppf((1 + level) / 2, n - 1) * error)
+    return mean, mean - half, mean + half
 
 
 def paired_difference(first, second, level=0.95):
@@ -768,9 +775,12 @@ def summarise(records, metric="relative_l2_of_mean"):
             row["per_item"][name] = per_item
         starts = {}
         for record in done:
-            starts.setdefault(record["item"], []).append((record["scores"].get("chi2"), record["scores"].get(metric)))
-        best = [min(of)[1] for of in starts.values() if all(None not in pair for pair in of)]
-        row["best_start"] = float(np.mean(best)) if best else None
+            start = record["scores"].get("chi2"), record["scores"].get(metric)
+            if None not in start:  # a file says null for what is not finite
+                starts.setdefault(record["item"], []).append(start)
+        row["best_start"] = float(np.mean([min(of)[1] for of in starts.values()])) if starts else None
+        for name in ("low", "high"):  # pooled below, its interval would be of something else
+            row[name].pop("ssr", None)
         if "spread2" in row["mean"]:
             row["mean"]["ssr"] = metrics.spread_skill_ratio(
                 *((record["scores"]["spread2"], record["scores"]["skill2"]) for record in done))
@@ -833,7 +843,7 @@ def to_text(summary, columns=COLUMNS):
 
 
 def to_csv(summary):
-    """Every number of the table, one line per method, budget and score."""
+    """Means, intervals, medians and costs, one line per method, budget and score."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["method", "budget", "items", "seeds", "failed", "score", "mean", "low", "high", "median", *COSTS])

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -137,7 +136,7 @@ def _array(path, argument):
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"{argument}: got {path}, which does not exist, expected an .npy file") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a damaged file may end in an error of zlib or of the header's parser as well
         raise UsageError(f"{argument}: got {path}, which is not an array of numbers, expected an .npy file") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         what = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else "an archive of arrays"
@@ -746,7 +745,8 @@ def compare(options):
         bar.close()
     if not options.quiet:
         print(arena.to_text(summary))
-        print(f"  written to {out}/: table.txt, table.csv, results.json, pareto.png, runs/")
+        plot = "pareto.png, " if (out / "pareto.png").exists() else ""
+        print(f"  written to {out}/: table.txt, table.csv, results.json, {plot}runs/")
     return 0
 
 
@@ -941,7 +941,7 @@ def main(argv=None):
         return code
     except BrokenPipeError:  # `enkg list | head`: the reader has what it wanted; nothing is left for the last flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 0 if options.call is list_known else 1
     except FloatingPointError as error:
         print(f"enkg: stopped: {error}", file=sys.stderr)
         return 1

@@ -248,7 +248,8 @@ class EnKGR:
     def tell(self, state, y_pred):
         """One level with y_pred = G(ask(state)), (J, *obs), and the denoiser call of the next.  -> (state, Info)
 
-        A row with a non-finite entry, or with ABSURD times the median misfit, is a failed evaluation: the surrogate's
+        A row with a non-finite entry, or with ABSURD times the median misfit of this level and the history, is a failed
+        evaluation: the surrogate's
         value stands in for it, and a level where all rows failed lives on the history. Raises ValueError for a wrong
         number of rows, FloatingPointError if the history has fewer than three rows that did not fail or the denoiser's
         output is not finite.
@@ -260,7 +261,7 @@ class EnKGR:
             raise ValueError(f"forward: got an output of shape {tuple(y_pred.shape)}, expected ({J}, {m}): "
                              "forward must return one row per particle")
         d = self.likelihood.whiten(self.likelihood.difference(xp.reshape(y_pred, (J, -1))))
-        alive = _plausible(to_numpy(d))
+        alive = _plausible(to_numpy(d), to_numpy(state.history_d))
         replaced, stand_in = self._outliers(state, d, alive)
         a = self.reference.coordinates(state.denoised)
         history_x, history_d, weight = self._remember(state, a, d, alive, replaced)
@@ -393,12 +394,13 @@ def condition(d, zeta, e, slope, variances, R):
     return xp.matmul(xp.linalg.solve(M, wanted.T).T, CHt.T)
 
 
-def _plausible(d):
-    """Rows of whitened differences (host) that count: finite, their misfit at most ABSURD times the median or 1."""
-    finite = np.all(np.isfinite(d), axis=1)
-    with np.errstate(over="ignore"):
-        q = np.mean(np.square(np.where(finite[:, None], d, 0.0), dtype=np.float64), axis=1)
-    return finite & (q <= ABSURD * max(np.median(q[finite]), 1.0)) if finite.any() else finite
+def _plausible(d, history):
+    """Rows of whitened differences d (host) that count: their misfit finite, at most ABSURD times the median or 1."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        q, earlier = (np.mean(np.square(rows, dtype=np.float64), axis=1) for rows in (d, history))
+    finite = np.isfinite(q)
+    usual = np.median(np.concatenate([q[finite], earlier])) if finite.any() else 0.0
+    return finite & (q <= ABSURD * max(usual, 1.0))
 
 
 def _misfits(d):

@@ -97,8 +97,10 @@ def ridge_regression(x, y, weight, output_scale=None, ridges=RIDGES):
         h = h_rest + xp.matmul(UU, f)
         return xp.where(h > SMALLEST_LEVERAGE_LEFT, h, SMALLEST_LEVERAGE_LEFT * xp.ones_like(h))[:, None]
 
-    # the projections are linear: those of P, not P of those, which is another product with U
-    P_judged, judged_rest = (_sketch(v if output_scale is None else v * output_scale) for v in (P, Y_rest))
+    def judged(v):
+        return _sketch(v if output_scale is None else v * output_scale)
+
+    P_judged, judged_rest = judged(P), 0.0 if dual else judged(Y_rest)  # linear: P of a projection is that of P
     largest = ev[-1]
 
     def error(ridge):  # sum_i q_i |loo_i|^2

@@ -25,8 +25,8 @@ SPREAD = {  # what the spread of a method means, in words for the reader of a re
     **dict.fromkeys(("pnpdm", "blade"), "The draws are meant as draws of the posterior for the noise of the data plus "
                     "the last coupling; a short run has not reached it."),
     "deft": "The chains are meant as draws of the posterior, as far as the correction network has learned it.",
-    "enkg-r": "The spread is meant as a posterior standard deviation; measured, it was between .6 and 2 times the "
-              "right one, near it in plain cases (enkg_ref/REGRESSED.md); kappa above 3 says not to believe it.",
+    "enkg-r": "The spread is meant as a posterior standard deviation; measured, it was about right in plain cases, "
+              "down to .6 times it with poor models or data (enkg_ref/REGRESSED.md); distrust it at kappa above 3.",
 }
 
 
@@ -97,19 +97,20 @@ def calibration(ensemble, truth):
 def weights_by_misfit(misfits):
     """Weights of independent ensembles, sum 1, from the misfits of their particles, a list of arrays (J,).
 
-    exp(-((mean misfit - best)/s)^2/2), s the scatter of the misfit over the particles of the best ensemble: a run
-    caught in a mode that does not fit counts for nothing, runs whose means differ by little against s count alike. A
-    rule of thumb, not a ratio of evidences: where s is small against the errors of the ensembles, the means of equally
-    good runs differ by more than s, and one of them may get most of the weight.
+    exp(-((median misfit - best)/s)^2/2), s the scatter of the misfit over the particles of the best ensemble, 1.48
+    times the median deviation: a run caught in a mode that does not fit counts for nothing, runs whose medians differ
+    by little against s count alike, single particles that blew up decide nothing. A rule of thumb, not a ratio of
+    evidences: where s is small against the errors of the ensembles, one of equally good runs may get most of the
+    weight.
     Non-finite misfits are left out; an ensemble without a finite one has weight 0, unless none has one.
     """
     finite = [values[np.isfinite(values)] for values in misfits]
-    means = np.array([np.mean(values) if len(values) else np.inf for values in finite])
-    best = int(np.argmin(means))
-    if means[best] == np.inf:
-        return np.full(len(means), 1.0 / len(means))
-    scatter = float(np.std(finite[best])) or 1.0
-    weight = np.exp(-0.5 * ((means - means[best]) / scatter) ** 2)
+    medians = np.array([np.median(values) if len(values) else np.inf for values in finite])
+    best = int(np.argmin(medians))
+    if medians[best] == np.inf:
+        return np.full(len(medians), 1.0 / len(medians))
+    scatter = 1.48 * float(np.median(np.abs(finite[best] - medians[best]))) or 1.0
+    weight = np.exp(-0.5 * ((medians - medians[best]) / scatter) ** 2)
     return weight / weight.sum()
 
 

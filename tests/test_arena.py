@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from enkg_ref import Gaussian, arena, runner
+from enkg_ref.enkg import guided_window
 from enkg_ref.ledger import PARTS
 from enkg_ref.reference import Reference
 from problems.linear_gaussian import linear_gaussian
@@ -263,7 +264,7 @@ def test_the_best_start_is_chosen_by_the_data():
                 "cost": dict.fromkeys(arena.COSTS, 1.0)}
 
     (row,) = arena.summarise([record(0, 0, 1.1, 0.3), record(0, 1, 1.0, 0.4), record(0, 2, 9.0, 0.1),
-                              record(1, 0, 5.0, 0.8), record(1, 1, 0, 0, "failed")])
+                              record(0, 3, None, 0.2), record(1, 0, 5.0, 0.8), record(1, 1, 0, 0, "failed")])
     assert row["best_start"] == pytest.approx((0.4 + 0.8) / 2)
 
 
@@ -272,6 +273,17 @@ def test_the_best_start_is_chosen_by_the_data():
 def test_queries_are_bought_only_when_the_chain_is_long_enough(budget, steps, rows):
     """With ten steps the unguided sampler itself misses the prior, and queries are wasted on it."""
     assert arena._steps("forward-gsg", budget, lambda n: n, 17, {}, 2) == (steps, rows)
+
+
+def test_scg_always_has_a_choice_and_enkg_prefers_particles_to_levels():
+    it = item(0)
+    assert [arena.METHODS["scg"].plan(it, budget, 1.0, 0, {})[0].config.candidates for budget in (16, 64)] == [2, 3]
+    waves = {steps: 2 * len(range(first, last + 1)) for steps in (40, 20, 10)
+             for first, last in [guided_window(steps, 0.05, 0.05)]}
+    for budget, expected in ((64 * waves[40], (40, 64)), (64 * waves[40] - 1, (20, (64 * waves[40] - 1) // waves[20])),
+                             (64 * waves[10] - 1, (20, (64 * waves[10] - 1) // waves[20])), (2 * waves[10], (10, 2))):
+        method, particles = arena.METHODS["enkg"].plan(it, budget, 1.0, 0, {})
+        assert (method.config.steps, particles) == expected
 
 
 def test_rows_of_different_size_are_tabulated_together(tmp_path):
@@ -346,7 +358,7 @@ def test_a_damaged_record_is_named(tmp_path):
     arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
     for damaged in ("{", '{"identity": {}, "c_vjp": 1}', '{"identity": {"data": 5}, "c_vjp": 1}'):
         (tmp_path / "a" / "arena.json").write_text(damaged)
-        with pytest.raises(ValueError, match="damaged file .*arena.json"):
+        with pytest.raises(ValueError, match="damaged file .*arena.json.* choose another folder"):
             arena.compare([item(0)], ["eki"], [50], 1, tmp_path / "a", c_vjp=1.0)
 
 

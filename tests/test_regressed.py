@@ -422,6 +422,11 @@ def test_a_row_that_blows_up_without_becoming_infinite_is_a_failed_row(value):
 
     blown, lost = run(value), run(np.nan)
     assert all(info.failed_rows == (5,) for _, info in blown)
+    half = method.init(member_normals(2, 0, 32, (128,)))
+    half, _ = method.tell(half, method.ask(half) @ H.T)
+    g = method.ask(half) @ H.T
+    g[:20] = value  # more than half of them, but the history knows better
+    assert method.tell(half, g)[1].failed_rows == tuple(range(20))
     np.testing.assert_array_equal(blown[-1][0].x, lost[-1][0].x)
 
 
