@@ -602,7 +602,7 @@ def _with_errors():
     """{problem: rows with "error" and "group"}, error: relative L2 of the mean; linear-Gaussian: to the posterior mean;
     black hole: of the aligned mean, clipped to [0, 1]."""
     problems = {"navier-stokes": [{**r, "error": r["m2"], "group": (r["prior"], r["data"] == "8x8", r["noise"])} for r in _kept("navier-stokes")],
-                "linear-Gaussian": [{**r, "error": r["error_to_posterior_mean"], "group": (r["d"], r["noise"])}
+                "linear-Gaussian": [{**r, "error": r["error_to_posterior_mean"], "group": (r["by"], r["d"], r["noise"])}
                                     for r in _kept("linear-gaussian")]}
     for table, coverage in COVERAGE.items():
         rows = _kept(table)
