@@ -679,7 +679,7 @@ def _by_method():
             others.setdefault((r["noise"], method), []).append(r)
     beside = [(f"es-mda (Gaussian prior), {r['assimilations']} x {r['members']}", r) for r in _kept("es-mda")]
     beside += [(f"dps, adjoint, {r['members']} chain(s) (*)", r) for r in _kept("dps")]
-    beside += [(f"dps, adjoint, best fit of {r['members']} chains (*)", {**r, "m2": r["m2_of_best_fit"]})
+    beside += [(f"dps, adjoint, best fit of {r['members']} chains (*)", {**r, "m2": r["m2_of_best_fit"], "spread": 0.0})
                for r in _kept("dps") if r["members"] > 1]
     beside += [("EnKG-R, Jacobian by the adjoint (**)", r) for r in _kept("navier-stokes") if r["data"] == "exact"]
     for method, r in beside:

@@ -872,6 +872,8 @@ def pareto_figure(summary):
     methods = list(dict.fromkeys(row["method"] for row in summary["table"]))
     for ax, (key, label) in zip(axes, names.items()):
         ax.set_xscale("log"), ax.set_yscale("log"), ax.set_xlabel(label)
+        spent = [row["cost"][key] for row in summary["table"] if row["cost"][key] > 0] or [1.0]
+        ax.set_xlim(0.8 * min(spent), 1.25 * max(spent))  # of equal costs matplotlib finds none itself
         for k, method in enumerate(methods):
             rows = sorted((row for row in summary["table"] if row["method"] == method and metric in row["mean"]),
                           key=lambda row: row["budget"])
