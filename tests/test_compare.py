@@ -75,8 +75,8 @@ def test_a_killed_tuning_goes_on_and_a_foreign_folder_is_refused_before_anything
 
 def test_what_a_comparison_is_of_is_recorded_and_nothing_of_it_may_change(here, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
-    command = ("navier-stokes", "--methods", "scg", "--budget", 16, "--noise", 0.55, "--seeds", 1, "--items", 1, "--out",
-               "out", "--quiet")
+    command = ("navier-stokes", "--methods", "scg", "--budget", 16, "--noise", 0.55, "--seeds", 1, "--items", 1,
+               "--out", "out", "--quiet")
     assert compare(*command) == 0
     identity = json.loads(Path("out/arena.json").read_text())["identity"]
     facts = manifest.read_manifest()["navier-stokes-32"]
