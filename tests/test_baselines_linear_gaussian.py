@@ -105,6 +105,19 @@ def test_recursion_of_diffpir_has_the_known_bias(lam, scaled, xi, mean_error, tr
         assert np.trace(covariance) / np.trace(LG.Sigma_p) == pytest.approx(trace_ratio, rel=0.01)
 
 
+def diffpir_gradient_steps(grid, lam):
+    for i in range(grid.steps):
+        J, w = LG.jacobian(grid.sigmas[i]), (grid.sigmas[i] * grid.scales[i]) ** 2 / lam / LG.sigma_y**2  # w = 2/rho_g
+        A = np.eye(6) - w * LG.H.T @ LG.H
+        yield A @ J, A @ (LG.mu - J @ LG.mu) + w * LG.H.T @ LG.y, grid.sigmas[i + 1] ** 2
+
+
+def test_recursion_of_diffpir_with_the_gradient_step_has_the_known_bias():
+    mean, covariance = propagate(diffpir_gradient_steps(GRID, 8.0), np.zeros(6), GRID.sigmas[0] ** 2 * np.eye(6))
+    assert np.linalg.norm(mean - LG.m_p) / np.linalg.norm(LG.m_p - LG.mu) == pytest.approx(0.4365, rel=1e-3)
+    assert np.trace(covariance) == pytest.approx(0.5309, rel=1e-3)
+
+
 # --------------------------------------------------------------------------------------- code against recursions
 SHORT = schedule.vp_grid(100)
 
@@ -138,15 +151,7 @@ def test_diffpir_with_the_gradient_step_has_the_moments_of_its_recursion():
     lam = 8.0
     method = DiffPIR(LG.denoise, stacked(1000), diffpir.Config(steps=100, lam=lam, last="noisy"),
                      forward_vjp=LG.forward_vjp)
-
-    def steps():
-        for i in range(100):
-            sigma, s, J = SHORT.sigmas[i], SHORT.scales[i], LG.jacobian(SHORT.sigmas[i])
-            w = (sigma * s) ** 2 / lam / LG.sigma_y**2  # 2/rho_g
-            A = np.eye(6) - w * LG.H.T @ LG.H
-            yield A @ J, A @ (LG.mu - J @ LG.mu) + w * LG.H.T @ LG.y, SHORT.sigmas[i + 1] ** 2
-
-    moments = propagate(steps(), np.zeros(6), SHORT.sigmas[0] ** 2 * np.eye(6))
+    moments = propagate(diffpir_gradient_steps(SHORT, lam), np.zeros(6), SHORT.sigmas[0] ** 2 * np.eye(6))
     assert_sample_has(final(method, start(20, 1000)), *moments)
 
 
