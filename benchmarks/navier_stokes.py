@@ -226,13 +226,10 @@ def make(runs, workers):
 
 def interval(values, sign=""):
     """mean [95 % Student interval of the mean of independent items]; the mean alone for fewer than three."""
-    from scipy.stats import t
+    from enkg_ref.arena import student_t
 
-    mean, n = np.mean(values), len(values)
-    if n < 3:
-        return f"{mean:{sign}.3f}"
-    half = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
-    return f"{mean:{sign}.3f} [{mean - half:{sign}.3f}, {mean + half:{sign}.3f}]"
+    mean, low, high = student_t(values)
+    return f"{mean:{sign}.3f}" + ("" if np.isnan(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
 
 
 def summary(values):

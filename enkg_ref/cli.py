@@ -556,10 +556,7 @@ def solve(options):
         summary |= {"disagreement": report.disagreement(poolable, index), "weights": weights,
                     "separation": report.separation(poolable, index)}
     if problem.truth is not None and len(pooled) > 1:
-        known = np.concatenate([problem.truth[None], pooled])
-        if problem.pool:  # the data do not see where it stands: every particle moves to where the truth is
-            known = problem.pool(known, np.arange(len(known)))
-        summary["calibration"] = report.calibration(known[1:], known[0])
+        summary["calibration"] = report.calibration(*arena.beside_truth(problem, pooled))
     shown = {**result, "history": history, "caption": report.caption(summary)}
     shown.pop("predictions")
     if finite.any():

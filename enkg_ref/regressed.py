@@ -249,10 +249,9 @@ class EnKGR:
         """One level with y_pred = G(ask(state)), (J, *obs), and the denoiser call of the next.  -> (state, Info)
 
         A row with a non-finite entry, or with ABSURD times the median misfit of this level and the history, is a failed
-        evaluation: the surrogate's
-        value stands in for it, and a level where all rows failed lives on the history. Raises ValueError for a wrong
-        number of rows, FloatingPointError if the history has fewer than three rows that did not fail or the denoiser's
-        output is not finite.
+        evaluation: the surrogate's value stands in for it, and a level where all rows failed lives on the history.
+        Raises ValueError for a wrong number of rows, FloatingPointError if the history has fewer than three rows that
+        did not fail or the denoiser's output is not finite.
         """
         c, level, s = self.config, state.level, state.sigma
         xp = array_namespace(state.x, y_pred)
@@ -261,7 +260,7 @@ class EnKGR:
             raise ValueError(f"forward: got an output of shape {tuple(y_pred.shape)}, expected ({J}, {m}): "
                              "forward must return one row per particle")
         d = self.likelihood.whiten(self.likelihood.difference(xp.reshape(y_pred, (J, -1))))
-        alive = _plausible(to_numpy(d), to_numpy(state.history_d))
+        alive = _plausible(d, state.history_d)
         replaced, stand_in = self._outliers(state, d, alive)
         a = self.reference.coordinates(state.denoised)
         history_x, history_d, weight = self._remember(state, a, d, alive, replaced)
@@ -395,9 +394,10 @@ def condition(d, zeta, e, slope, variances, R):
 
 
 def _plausible(d, history):
-    """Rows of whitened differences d (host) that count: their misfit finite, at most ABSURD times the median or 1."""
+    """Rows of whitened differences d that count, on the host: misfit finite, at most ABSURD times the median or 1."""
+    xp = array_namespace(d, history)
     with np.errstate(over="ignore", invalid="ignore"):
-        q, earlier = (np.mean(np.square(rows, dtype=np.float64), axis=1) for rows in (d, history))
+        q, earlier = (to_numpy(xp.mean(rows * rows, axis=1)) for rows in (d, history))
     finite = np.isfinite(q)
     usual = np.median(np.concatenate([q[finite], earlier])) if finite.any() else 0.0
     return finite & (q <= ABSURD * max(usual, 1.0))

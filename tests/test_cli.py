@@ -302,16 +302,21 @@ def test_that_a_users_own_program_is_solved_and_survives_its_failures(own, tmp_p
     assert summary["failed_rows"] == summary["ledger"]["failed_fwd"]
 
 
+def _simulate(own, program):
+    """Another simulator in ``own``, made of my_simulator's ``whole``; images.npy for the reference of EnKG-R."""
+    Path("failing.py").write_text(f"import numpy as np\nfrom my_simulator import forward as whole\n\n\n{program}")
+    sys.modules.pop("failing", None)
+    own[1] = "failing:forward"
+    np.save("images.npy", np.random.default_rng(4).standard_normal((400, 5)))
+
+
 @pytest.mark.parametrize("method", ["enkg", "enkg-r"])
 @pytest.mark.parametrize("ensembles", [1, 2])
 def test_that_failed_predictions_of_the_last_particles_are_left_out_and_counted(own, method, ensembles, capsys):
     """A fifth of all forward calls fails, those for the result's own sake among them."""
     pytest.importorskip("onnxruntime")
-    Path("fails.py").write_text("import numpy as np\nfrom my_simulator import forward as whole\n\n\ndef forward(x):\n"
-                                "    bad = np.floor(1e6 * np.abs(x[:, :1])) % 5 == 0\n"
-                                "    return np.where(bad, np.nan, whole(x))\n")
-    own[1] = "fails:forward"
-    np.save("images.npy", np.random.default_rng(4).standard_normal((400, 5)))
+    _simulate(own, "def forward(x):\n    bad = np.floor(1e6 * np.abs(x[:, :1])) % 5 == 0\n"
+              "    return np.where(bad, np.nan, whole(x))\n")
     chosen = {"enkg": SMALL[:-1], "enkg-r": ["--budget", 160, "--reference", "images.npy"]}[method]
     assert run(*own, "--method", method, *chosen, "--ensembles", ensembles, "--workers", 1, "--out", "out") == 0
     summary, result = json.loads(Path("out/summary.json").read_text()), np.load("out/result.npz")
@@ -338,11 +343,8 @@ def _strict(text):
 def test_that_levels_without_a_finite_row_are_null_in_the_history_and_a_dash_in_the_text(own, capsys):
     """From the eighth of ten calls on the simulator gives nothing: no level was measured, no prediction is left."""
     pytest.importorskip("onnxruntime")
-    Path("ends.py").write_text("import numpy as np\nfrom my_simulator import forward as whole\ncalls = []\n\n\n"
-                               "def forward(x):\n    calls.append(x)\n"
-                               "    return whole(x) * (1.0 if len(calls) < 8 else np.nan)\n")
-    own[1] = "ends:forward"
-    np.save("images.npy", np.random.default_rng(4).standard_normal((400, 5)))
+    _simulate(own, "calls = []\n\n\ndef forward(x):\n    calls.append(x)\n"
+              "    return whole(x) * (1.0 if len(calls) < 8 else np.nan)\n")
     assert run(*own, "--method", "enkg-r", "--budget", 160, "--reference", "images.npy", "--out", "out") == 0
     lines = [_strict(line) for line in Path("out/history.jsonl").read_text().splitlines()]
     assert [line["kappa"] is None for line in lines] == 7 * [False] + 3 * [True]
