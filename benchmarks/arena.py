@@ -16,7 +16,8 @@ import json
 import shutil
 from pathlib import Path
 
-from enkg_ref import arena, cli
+from enkg_ref import cli
+from enkg_ref.compare import arena
 
 HERE = Path(__file__).resolve().parent
 EHTIM = HERE / "results" / "ehtim-black-hole.json"

@@ -16,7 +16,7 @@
     python benchmarks/enkg_r.py trust                how the runs' own trust numbers rank their true errors
     python benchmarks/enkg_r.py paired | plots       beside the runs of benchmarks/navier_stokes.py, same fields
     python benchmarks/enkg_r.py aims                 what was aimed at, what was reached
-    python benchmarks/enkg_r.py document             puts all of this into enkg_ref/REGRESSED.md, at its marks
+    python benchmarks/enkg_r.py document             puts all of this into enkg_ref/enkg_r/README.md, at its marks
 
 Every run is one line of benchmarks/results/enkg_r_TABLE.jsonl as soon as it ends; a repeated command adds the missing, and
 several commands may run at once. CPU seconds are those of one thread. Intervals are 95 %, over five fields or more, the
@@ -41,10 +41,12 @@ from pathlib import Path
 
 import numpy as np
 
-from enkg_ref import Closures, Gaussian, iterate, member_normals, metrics, regressed, report
-from enkg_ref.arena import mean_interval
-from enkg_ref.reference import Reference, file_sha256, from_images
-from enkg_ref.regression import Surrogate
+from enkg_ref import Closures, Gaussian, iterate, member_normals
+from enkg_ref.compare.arena import mean_interval
+from enkg_ref.enkg_r import method as regressed
+from enkg_ref.enkg_r.reference import Reference, file_sha256, from_images
+from enkg_ref.enkg_r.regression import Surrogate
+from enkg_ref.run import metrics, report
 
 RESULTS = Path(__file__).parent / "results"
 FFT = "ducc0" if importlib.util.find_spec("ducc0") else "scipy"  # differ by rounding
@@ -243,7 +245,8 @@ def dps(options):
 
     Of 8 chains the mean, and the one whose data are fitted best, chosen without the truth: some end in a wrong branch.
     """
-    from enkg_ref import arena, cli
+    from enkg_ref import cli
+    from enkg_ref.compare import arena
 
     noises = options.noise if options.noise is not None else (0.0, 0.55)
     for noise, field, (chains, budget) in itertools.product(noises, range(options.items or 5), ((1, 1504), (8, 6016))):
@@ -800,7 +803,7 @@ def aims():
          len(rows) >= 200 and max(r["farthest"] for r in rows) < 10)
 
 
-DOCUMENT = Path(__file__).parents[1] / "enkg_ref" / "REGRESSED.md"
+DOCUMENT = Path(__file__).parents[1] / "enkg_ref" / "enkg_r" / "README.md"
 
 
 def document():

@@ -142,8 +142,9 @@ def prior_samples(denoise, noise, run, levels=40):
 
 def solve(run, threads=1):
     """Figures of merit of a run, its history and its seconds."""
-    from enkg_ref import metrics, step
-    from enkg_ref.ledger import Ledger
+    from enkg_ref import step
+    from enkg_ref.run import metrics
+    from enkg_ref.run.ledger import Ledger
 
     wall, cpu = time.perf_counter(), time.process_time()
     ledger = Ledger()
@@ -226,7 +227,7 @@ def make(runs, workers):
 
 def interval(values, sign=""):
     """mean [95 % Student interval of the mean of independent items]; the mean alone for fewer than three."""
-    from enkg_ref.arena import student_t
+    from enkg_ref.compare.arena import student_t
 
     mean, low, high = student_t(values)
     return f"{mean:{sign}.3f}" + ("" if np.isnan(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]")

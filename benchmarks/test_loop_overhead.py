@@ -3,7 +3,7 @@
 import dataclasses
 
 from enkg_ref import Closures, Config, EnKG, guided_window, iterate, member_normals
-from enkg_ref.ledger import Ledger
+from enkg_ref.run.ledger import Ledger
 from onnx_priors.session import OnnxDenoiser
 from problems.black_hole import m87
 

@@ -16,12 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from . import __version__, arena, extensions, ledger, members, regressed, report, runner
+from . import __version__, extensions
 from .baselines.deft import OnnxCorrection
+from .compare import arena
 from .enkg import PRESETS, Config, EnKG, guided_window
+from .enkg_r import method as regressed
+from .enkg_r.reference import LEAST_IMAGES, Reference, file_sha256, from_images
 from .ensemble import constant, frobenius, trace
 from .likelihood import Closures, Gaussian
-from .reference import LEAST_IMAGES, Reference, file_sha256, from_images
+from .run import ledger, members, report, runner
 
 STEP_RULES = {"frobenius": frobenius, "trace": trace, "constant": constant, "tempered": frobenius}
 STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
@@ -587,7 +590,7 @@ def _score(ensemble, predictions, problem, likelihood):
         out = {"chi2_mean_prediction": float(likelihood.misfit(predictions.mean(axis=0, keepdims=True))[0]) / m,
                "chi2_median_particle": float(np.median(likelihood.misfit(predictions))) / m}
     if problem.truth is not None:
-        from . import metrics
+        from .run import metrics
 
         out["relative_l2_of_mean"] = metrics.relative_l2_of_mean(ensemble, problem.truth)
         out["relative_l2_particles"] = metrics.relative_l2_of_particles(ensemble, problem.truth)
@@ -750,7 +753,7 @@ def compare(options):
 # ------------------------------------------------------------------------------------------------------ other commands
 def verify(options):
     """``enkg verify``: the statements of THEORY.md, measured."""
-    from . import verify as statements
+    from .statements import verify as statements
 
     return statements.run(json_path=options.json, backend=options.backend)
 

@@ -110,7 +110,7 @@ def load_benchmark(monkeypatch):
 def kill_run(monkeypatch):
     """kill_run(n): the n-th `arena.run` of a comparison is interrupted.  -> the list of the calls made since"""
     def kill(n):
-        from enkg_ref import arena
+        from enkg_ref.compare import arena
 
         calls, run = [], arena.run
 

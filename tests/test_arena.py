@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from enkg_ref import Gaussian, arena, runner
+from enkg_ref import Gaussian
+from enkg_ref.compare import arena
 from enkg_ref.enkg import guided_window
-from enkg_ref.ledger import PARTS
-from enkg_ref.reference import Reference
+from enkg_ref.enkg_r.reference import Reference
+from enkg_ref.run import runner
+from enkg_ref.run.ledger import PARTS
 from problems.linear_gaussian import linear_gaussian
 
 RUNNABLE = [name for name in arena.METHODS if name != "deft"]

@@ -29,10 +29,10 @@ from enkg_ref.baselines import (
 )
 from enkg_ref.baselines import eki as eki_module
 from enkg_ref.baselines.wave import expect_one
-from enkg_ref.checkpoint import load, save
 from enkg_ref.enkg import iterate
-from enkg_ref.ledger import Ledger
-from enkg_ref.members import chunked
+from enkg_ref.run.checkpoint import load, save
+from enkg_ref.run.ledger import Ledger
+from enkg_ref.run.members import chunked
 
 EVENT, M = (3, 2), 4
 A = np.random.default_rng(0).standard_normal((M, 6)) / 2

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import make_backend
 
-from enkg_ref import Config, EnKG, Gaussian, State, checkpoint, iterate, member_normals, step
+from enkg_ref import Config, EnKG, Gaussian, State, iterate, member_normals, step
 from enkg_ref.extensions import TemperedEnKG
+from enkg_ref.run import checkpoint
 from problems.linear_gaussian import linear_gaussian
 
 PROBLEM = linear_gaussian("A", seed=3)

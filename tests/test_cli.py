@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enkg_ref import arena, cli
-from enkg_ref.reference import Reference
+from enkg_ref import cli
+from enkg_ref.compare import arena
+from enkg_ref.enkg_r.reference import Reference
 from onnx_priors.analytic import GaussianPrior
 
 SMALL = ["--particles", "16", "--steps", "8", "--quiet"]
@@ -43,7 +44,7 @@ def own(tmp_path, monkeypatch):
 def interrupted(monkeypatch):
     """interrupted(*argv): a run in the folder out that is stopped between its last update and its result."""
     def stop_before_the_result(*argv):
-        from enkg_ref import runner
+        from enkg_ref.run import runner
 
         run_ensembles = runner.run_ensembles
 
@@ -172,7 +173,7 @@ def test_that_images_in_physical_units_are_the_reference_of_a_prior_of_ones_own(
 
 def test_that_a_level_without_the_data_is_told_in_summary_text_and_figure(tmp_path, capsys, monkeypatch):
     """The particles of a linear problem are declared to have left the prior at all levels but one."""
-    from enkg_ref import regressed
+    from enkg_ref.enkg_r import method as regressed
 
     asked = []
     monkeypatch.setattr(regressed.EnKGR, "_within_prior", lambda self, x: asked.append(1) or len(asked) == 1)
@@ -187,7 +188,7 @@ def test_that_a_level_without_the_data_is_told_in_summary_text_and_figure(tmp_pa
 
 @pytest.mark.parametrize("J", [2, 5, 9, 16, 33])
 def test_that_a_calibrated_ensemble_of_any_size_is_shown_as_calibrated(J):
-    from enkg_ref import report
+    from enkg_ref.run import report
 
     rng, points = np.random.default_rng(J), 60_000
     found = report.calibration(rng.standard_normal((J, points)), rng.standard_normal(points))
@@ -201,7 +202,7 @@ def test_that_a_calibrated_ensemble_of_any_size_is_shown_as_calibrated(J):
 
 
 def test_that_ensembles_are_pooled_by_how_well_they_fit():
-    from enkg_ref import report
+    from enkg_ref.run import report
 
     rng = np.random.default_rng(0)
     good, alike, bad = (rng.normal(mean, 2.0, 400) for mean in (20.0, 20.5, 60.0))
@@ -232,7 +233,7 @@ def test_that_ensembles_are_pooled_by_how_well_they_fit():
 
 
 def test_that_a_summary_shows_the_range_over_the_ensembles_only_where_there_is_one():
-    from enkg_ref import report
+    from enkg_ref.run import report
 
     ledger = {"wall": {"total": 1.0}, "fwd_total": 1, "fwd_seq": 1, "failed_fwd": 0, "den_total": 1, "den_seq": 1}
     summary = {"problem": "p", "method": "enkg", "ensembles": 2, "config": {}, "prior": "g", "seed": 0, "seconds": 1.0,
@@ -244,7 +245,7 @@ def test_that_a_summary_shows_the_range_over_the_ensembles_only_where_there_is_o
 
 
 def test_that_errors_come_first_and_skipped_updates_are_told():
-    from enkg_ref import report
+    from enkg_ref.run import report
 
     ledger = {"wall": {"total": 1.0}, "fwd_total": 1, "fwd_seq": 1, "failed_fwd": 0, "den_total": 1, "den_seq": 1}
     metrics = {"relative_l2_particles": 0.4567, "relative_l2_mean": 0.3, "relative_l2_prior_sample": 1.4}

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enkg_ref import arena, cli, ledger, report
-from enkg_ref.reference import file_sha256
+from enkg_ref import cli
+from enkg_ref.compare import arena
+from enkg_ref.enkg_r.reference import file_sha256
+from enkg_ref.run import ledger, report
 from onnx_priors import manifest
 from problems.black_hole import black_hole
 from problems.linear_gaussian import linear_gaussian

@@ -8,7 +8,7 @@ import pytest
 
 from enkg_ref import Config, EnKG, Gaussian, constant, correct, frobenius, iterate, solve, step, trace
 from enkg_ref.enkg import evaluate
-from enkg_ref.members import chunked
+from enkg_ref.run.members import chunked
 
 RULES = {"frobenius": frobenius, "trace": trace, "constant": constant}
 J, D, M = 8, 3, 2

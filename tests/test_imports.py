@@ -19,10 +19,11 @@ PACKAGES = ("enkg_ref", "onnx_priors", "problems")
 LAYERS = [
     {"_xp"},
     {"diffusion", "ensemble", "likelihood", "diagnostics"},
-    {"enkg", "extensions", "reference", "regressed", "regression"},
+    {"enkg", "extensions", "enkg_r"},
     {"baselines"},
-    {"verify", "ledger", "members", "checkpoint", "metrics", "report", "runner", "arena", "cli",
-     "__main__"},
+    {"run", "compare", "statements"},
+    {"commands"},
+    {"cli", "__main__"},
 ]
 CORE = LAYERS[0] | LAYERS[1] | {"enkg"}
 

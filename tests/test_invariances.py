@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from enkg_ref import Closures, Config, EnKG, Gaussian, State, constant, correct, frobenius, iterate, solve, trace
 from enkg_ref.diffusion import edm_sigmas, euler_step
 from enkg_ref.ensemble import anomalies, coefficients, update_lowrank, update_pairwise
-from enkg_ref.members import chunked
+from enkg_ref.run.members import chunked
 
 RULES = {"frobenius": frobenius, "trace": trace, "constant": constant}
 NORMALISED = {"frobenius": frobenius, "trace": trace}

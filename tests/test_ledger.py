@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from enkg_ref import PRESETS, EnKG, Gaussian, iterate, member_normals
-from enkg_ref.ledger import PARTS, Ledger, add
-from enkg_ref.members import chunked
+from enkg_ref.run.ledger import PARTS, Ledger, add
+from enkg_ref.run.members import chunked
 
 
 def dummy_denoiser(x, sigma):

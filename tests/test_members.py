@@ -10,7 +10,7 @@ import pytest
 
 from enkg_ref import Config, EnKG, Gaussian, member_normals, solve
 from enkg_ref.enkg import evaluate
-from enkg_ref.members import Program, chunked, guarded, mapped
+from enkg_ref.run.members import Program, chunked, guarded, mapped
 
 
 def square(x):

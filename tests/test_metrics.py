@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from enkg_ref import Gaussian, metrics
+from enkg_ref import Gaussian
+from enkg_ref.run import metrics
 
 
 def normals(seed, *shape):

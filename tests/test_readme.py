@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from enkg_ref import arena, cli
+from enkg_ref import cli
+from enkg_ref.compare import arena
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from enkg_ref.reference import Reference, file_sha256
+from enkg_ref.enkg_r.reference import Reference, file_sha256
 from onnx_priors.analytic import GaussianPrior
 
 

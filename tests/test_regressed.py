@@ -8,9 +8,8 @@ import pytest
 import regressed_equations as spec
 
 from enkg_ref import Closures, Gaussian, iterate, member_normals, solve, step
-from enkg_ref import regressed as module
-from enkg_ref.reference import Reference
-from enkg_ref.regressed import (
+from enkg_ref.enkg_r import method as module
+from enkg_ref.enkg_r.method import (
     Config,
     EnKGR,
     condition,
@@ -21,7 +20,8 @@ from enkg_ref.regressed import (
     settings_by_rule,
     twice_the_median,
 )
-from enkg_ref.regression import Surrogate
+from enkg_ref.enkg_r.reference import Reference
+from enkg_ref.enkg_r.regression import Surrogate
 
 STRICTEST_EXTENSIONS = ("linalg",)
 

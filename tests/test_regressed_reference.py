@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from enkg_ref.reference import Reference, from_images, from_prior
+from enkg_ref.enkg_r.reference import Reference, from_images, from_prior
 
 
 def _gaussian(d=12, seed=0):

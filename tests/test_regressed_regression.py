@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import regressed_equations as spec
 
-from enkg_ref.regression import local_weights, ridge_regression
+from enkg_ref.enkg_r.regression import local_weights, ridge_regression
 
 STRICTEST_EXTENSIONS = ("linalg",)
 

@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from enkg_ref import Gaussian, constant, correct, frobenius, trace, verify
+from enkg_ref import Gaussian, constant, correct, frobenius, trace
+from enkg_ref.statements import verify
 
 RULES = {"frobenius": frobenius, "trace": trace}
 SHAPES = [(64, 24, 8), (20, 12, 5), (6, 20, 9)]  # J, d, m; in the last J - 1 < m

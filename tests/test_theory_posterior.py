@@ -11,9 +11,10 @@ import math
 import numpy as np
 import pytest
 
-from enkg_ref import Config, EnKG, Gaussian, correct, frobenius, iterate, solve, verify
+from enkg_ref import Config, EnKG, Gaussian, correct, frobenius, iterate, solve
 from enkg_ref.diffusion import edm_sigmas, flow_to_zero
 from enkg_ref.extensions import TemperedEnKG, mean_discrepancy, particle_discrepancy, tempered_gain
+from enkg_ref.statements import verify
 from problems.linear_gaussian import linear_gaussian
 
 

@@ -6,7 +6,8 @@
 import numpy as np
 import pytest
 
-from enkg_ref import Gaussian, constant, correct, frobenius, trace, verify
+from enkg_ref import Gaussian, constant, correct, frobenius, trace
+from enkg_ref.statements import verify
 
 LIBRARY = verify.Library()
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from enkg_ref import verify
+from enkg_ref.statements import verify
 
 TESTS = Path(__file__).parent
-THEORY = (Path(verify.__file__).parent / "THEORY.md").read_text(encoding="utf-8")
-REGRESSED = (Path(verify.__file__).parent / "REGRESSED.md").read_text(encoding="utf-8")
+THEORY = (Path(verify.__file__).parents[1] / "THEORY.md").read_text(encoding="utf-8")
+REGRESSED = (Path(verify.__file__).parents[1] / "enkg_r" / "README.md").read_text(encoding="utf-8")
 LINES = {name for name, *_ in verify._STATEMENTS}
 PROSE = re.sub(r"```math.*?```", "", THEORY, flags=re.S)
 LABEL = re.compile(r"(T\d+|Cor\.|Thm |Lemma |C\d|\(18\)|Prop\.|I\d|4\.\d |masked$|counts$)")

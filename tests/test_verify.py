@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from enkg_ref import ensemble, verify
+from enkg_ref import ensemble
+from enkg_ref.statements import verify
 
 ALL = {"T4-T6", "T6a=T6b", "T9", "T10", "T11", "T12", "T13", "T9-T13", "Cor.2", "Cor.3", "Cor.2 sharp", "Thm 4a",
        "Thm 4b", "Lemma 5", "T14", "T16", "T17b", "T17 limit", "T17 kappa", "T18", "T19", "T19b", "T19 rate", "C1",

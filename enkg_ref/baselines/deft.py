@@ -14,7 +14,7 @@ import numpy as np
 
 from .._xp import like, to_numpy
 from ..diffusion import edm_sigmas, euler_step, initial_ensemble
-from ..reference import file_sha256
+from ..enkg_r.reference import file_sha256
 from .wave import Settings, expect, require_finite
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._xp import array_namespace, like, to_numpy
+from .._xp import array_namespace, like, to_numpy
 
 
 def chunked(call, size):

@@ -27,13 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from . import baselines, enkg, metrics, regressed, runner
-from ._xp import member_normals, to_numpy
-from .baselines import blade, deft, diffpir, dpg, dps, eki, gsg, mmps, pnpdm, scg
-from .diffusion import flow_to_zero
-from .ledger import Ledger
-from .likelihood import Gaussian
-from .report import write_json
+from .. import baselines, enkg
+from .._xp import member_normals, to_numpy
+from ..baselines import blade, deft, diffpir, dpg, dps, eki, gsg, mmps, pnpdm, scg
+from ..diffusion import flow_to_zero
+from ..enkg_r import method as regressed
+from ..likelihood import Gaussian
+from ..run import metrics, runner
+from ..run.ledger import Ledger
+from ..run.report import write_json
 
 
 # ------------------------------------------------------------------------------------------------------------- problem

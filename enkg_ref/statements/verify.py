@@ -22,14 +22,14 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from ._xp import to_numpy
-from .diffusion import edm_sigmas
-from .enkg import PRESETS, Config, EnKG, solve
-from .ensemble import anomalies, constant, correct, frobenius, trace
-from .extensions import TemperedEnKG, mean_discrepancy, particle_discrepancy
-from .likelihood import Gaussian
-from .regressed import condition
-from .regression import ridge_regression
+from .._xp import to_numpy
+from ..diffusion import edm_sigmas
+from ..enkg import PRESETS, Config, EnKG, solve
+from ..enkg_r.method import condition
+from ..enkg_r.regression import ridge_regression
+from ..ensemble import anomalies, constant, correct, frobenius, trace
+from ..extensions import TemperedEnKG, mean_discrepancy, particle_discrepancy
+from ..likelihood import Gaussian
 
 BACKENDS = {"numpy": "numpy", "torch": "torch", "jax": "jax.numpy", "strict": "array_api_strict", "cupy": "cupy"}
 RULES = {"frobenius": frobenius, "trace": trace}
@@ -304,7 +304,7 @@ def _update_is_the_double_sum(library):
 
 @statement("T6a=T6b", "pairwise and low-rank forms agree, and their ||K||_F (I12)", 5e-15)
 def _both_forms_agree(library):
-    from .ensemble import coefficients, update_lowrank, update_pairwise
+    from ..ensemble import coefficients, update_lowrank, update_pairwise
 
     def measure(rng):
         X, G, y, Gamma = _case(rng)

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from ._xp import array_namespace, device, like, member_normals, to_numpy
-from .likelihood import Closures
+from .._xp import array_namespace, device, like, member_normals, to_numpy
+from ..likelihood import Closures
 from .reference import Reference
 from .regression import SMALLEST_LOCAL_WEIGHT, local_weights, ridge_regression
 

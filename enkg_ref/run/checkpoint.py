@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._xp import like, to_numpy
+from .._xp import like, to_numpy
 
 
 def save(path, state, about, extra=None):

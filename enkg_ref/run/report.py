@@ -26,7 +26,7 @@ SPREAD = {  # what the spread of a method means, in words for the reader of a re
                     "the last coupling; a short run has not reached it."),
     "deft": "The chains are meant as draws of the posterior, as far as the correction network has learned it.",
     "enkg-r": "The spread is meant as a posterior standard deviation; measured, it was about right in plain cases, "
-              "down to .6 times it with poor models or data (enkg_ref/REGRESSED.md); distrust it at kappa above 3.",
+              "down to .6 times it with poor models or data (enkg_ref/enkg_r/README.md); distrust it at kappa above 3.",
 }
 
 

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..enkg import iterate
 from . import checkpoint
-from .enkg import iterate
 from .ledger import Ledger
 from .report import plain
 

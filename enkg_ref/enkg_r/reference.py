@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ._xp import array_namespace, device, like, member_normals, to_numpy
+from .._xp import array_namespace, device, like, member_normals, to_numpy
 
 RATIO_BOUNDS = (0.05, 1.0)
 LEAST_IMAGES = 32  # of a reference: fewer show too few directions
@@ -271,7 +271,7 @@ def from_prior(denoise, event_shape, sigma_max, sigma_min=0.002, count=1024, ste
 
     Raises ValueError for a count below 32.
     """
-    from .diffusion import flow_to_zero
+    from ..diffusion import flow_to_zero
 
     if count < LEAST_IMAGES:
         raise ValueError(f"reference: got {count} samples, expected at least {LEAST_IMAGES}")

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 
-from ._xp import array_namespace, to_numpy
+from .._xp import array_namespace, to_numpy
 
 FIELDS = ("fwd_total", "fwd_seq", "den_total", "den_seq", "den_vjp_total", "den_vjp_seq", "fwd_vjp_total",
           "fwd_vjp_seq", "net_total", "net_seq", "offline_fwd", "diag_fwd", "diag_den", "failed_fwd", "phys_net")
