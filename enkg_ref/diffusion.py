@@ -15,16 +15,15 @@ def edm_sigmas(n, sigma_max=80.0, sigma_min=0.002, rho=7.0, dtype="float64"):
 
     sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
-    Returns a tuple of n + 1 Python floats. With n = 1 it is (sigma_max, 0). The official code computes the grid in
-    float32: ``dtype="float32"`` (relative difference below 1e-6).
+    Returns a tuple of n + 1 Python floats. With n = 1 it is (sigma_max, 0). The official code holds the grid, not the
+    two powers, in float32: ``dtype="float32"`` gives its levels bit for bit (relative difference below 1e-6).
     """
     if n < 1:
         raise ValueError(f"steps: got {n}, expected at least 1")
     if not 0 < sigma_min <= sigma_max:
         raise ValueError(f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}, expected 0 < sigma_min <= sigma_max")
-    real = np.dtype(dtype).type
-    hi, lo = real(sigma_max) ** real(1 / rho), real(sigma_min) ** real(1 / rho)
-    grid = [(hi + real(i) / real(max(n - 1, 1)) * (lo - hi)) ** real(rho) for i in range(n)]
+    hi, lo = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    grid = (hi + np.arange(n, dtype=dtype) / max(n - 1, 1) * (lo - hi)) ** rho
     return (*map(float, grid), 0.0)
 
 

@@ -1,0 +1,92 @@
+"""EnKG as the table of methods offers it: settings from the problem, a budget or a preset; the safe set around it."""
+
+from __future__ import annotations
+
+from . import ensemble, extensions
+from .diagnostics import Memory, observe
+from .enkg import State
+from .presets import PRESETS, Preset, guided_window
+from .protocol import Method, Plan, at_least, one_of
+
+STEP_RULES = {"frobenius": ensemble.frobenius, "trace": ensemble.trace, "constant": ensemble.constant,
+              "tempered": ensemble.frobenius}
+STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
+
+
+def plan(item, budget, c_vjp, seed, settings):
+    """EnKG for ``item`` with ``settings`` by name: those of `OPTIONS`, or any field of a ``Preset`` and its ``Config``.
+
+    Without a budget the problem's defaults hold (a preset: its own settings) and the settings given override them.
+    With one, J and N follow from it: 40 levels (or those given), fewer levels rather than J below 64, 32, 16.
+    """
+    settings = dict(settings)
+    step_rule, stop = settings.pop("step_rule", "frobenius"), settings.pop("stop", "none")
+    failed = settings.pop("failed", "shift")
+    one_of("step_rule", step_rule, STEP_RULES)
+    one_of("stop", stop, STOPS)
+    preset, multiple = _preset(item, budget, settings)
+    preset = preset.but(step_rule=STEP_RULES[step_rule])
+    if preset.window[1] < preset.window[0]:
+        raise ValueError(f"window: got fractions that guide none of {preset.steps} levels, expected smaller ones")
+    method = _compose(item, preset, seed, step_rule, stop, failed, multiple)
+    described = {**preset.describe(), "step_rule": step_rule, "stop": stop, "failed": failed, "guard": multiple}
+    return Plan(method, preset.particles, described, preset.counts()["forward"], State,
+                lambda forward: extensions.plausible(forward, item.likelihood))
+
+
+def _preset(item, budget, settings):
+    """(Preset, multiple of the rounding error at which an ensemble counts as collapsed)"""
+    if "preset" in settings:
+        name = settings.pop("preset")
+        one_of("preset", name, PRESETS)
+        for fixed in ("steps", "window"):
+            if fixed in settings:
+                raise ValueError(f"{fixed}: got {settings[fixed]} with a preset, expected nothing: the preset fixes its "
+                                 "levels and its window")
+        if budget is not None:
+            raise ValueError(f"budget: got {budget} with a preset, expected nothing: the preset fixes its calls")
+        return PRESETS[name].but(**settings), 0.0
+    low, high = item.sigma_range
+    settings = {"sigma_min": max(Preset.sigma_min, low), "sigma_eps": max(Preset.sigma_min, low),
+                "sigma_max": min(Preset.sigma_max, high), **item.problem.defaults, **settings}
+    fractions = settings.pop("start", 0.05), settings.pop("end", 0.05)
+    fractions = settings.pop("window", fractions)
+    if budget is not None:
+        settings["steps"], settings["particles"] = _spend(budget, fractions, settings)
+    preset = Preset().but(**{name: value for name, value in settings.items() if name != "window"})
+    return preset.but(window=guided_window(preset.steps, *fractions)), 64.0
+
+
+def _spend(budget, fractions, settings):
+    """(N, J) that a number of forward calls pays."""
+    chosen, updates = settings.get("steps", 40), settings.get("updates", 2)
+
+    def waves(n):
+        first, last = guided_window(n, *fractions)
+        return updates * (last - first + 1)
+
+    ladder = [n for n in (chosen, 40, 20, 10) if n <= chosen]
+    steps = next((n for J in (64, 32, 16) for n in ladder if budget >= J * waves(n)), ladder[-1])
+    at_least("enkg", budget, 2 * waves(steps))
+    return steps, budget // max(waves(steps), 1)
+
+
+def _compose(item, preset, seed, step_rule, stop, failed, multiple):
+    denoise = extensions.finite(item.denoise)
+    if step_rule == "tempered":
+        method = extensions.TemperedEnKG(denoise, item.likelihood, preset.sigmas, preset.window, preset.config,
+                                         seed=seed)
+    else:
+        correct = extensions.lowrank if preset.particles > 2 * item.likelihood.size else ensemble.correct
+        correct = extensions.survivors(extensions.guarded(correct, multiple), failed)
+        method = preset.method(denoise, item.likelihood, correct)
+    return extensions.StopWhenFitted(method, STOPS[stop]) if STOPS[stop] else method
+
+
+METHOD = Method(
+    plan, access=frozenset({"forward", "denoiser"}), words="Ensemble Kalman Diffusion Guidance, arXiv 2409.20175",
+    spends="J particles at 40 levels, fewer levels rather than J below 64, 32, 16",
+    spread="The spread of the ensemble is not a posterior standard deviation, and more particles do not make it one.",
+    candidates=({}, {"guidance": 1.0}, {"guidance": 0.5}, {"updates": 1}),
+    options=("particles", "steps", "updates", "guidance", "window", "step_rule", "stop", "failed", "preset"),
+    default_budget=None, observe=observe, memory=Memory())
