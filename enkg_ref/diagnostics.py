@@ -41,7 +41,8 @@ def observe(memory, info, likelihood):
     trusted = None if memory.expected is None else trust(memory.expected, memory.y_pred, info.y_pred, likelihood)
     budget = memory.collapse_budget + (info.gamma / measured.pop("budget_scale") if moved else 0.0)
     y_pred = array_namespace(info.x).astype(info.y_pred, info.x.dtype)
-    expected = linear_change(y_pred, likelihood, measured["step"]) if moved and math.isfinite(measured["norm_k"]) else None
+    linear = moved and math.isfinite(measured["norm_k"])  # the tempered step forms no K
+    expected = linear_change(y_pred, likelihood, measured["step"]) if linear else None
     line = {"level": info.level, "update": info.update, "sigma": info.sigma, "gamma": info.gamma, **measured,
             "collapse_budget": budget, "stopped": info.correction is None,
             "skipped": info.correction is not None and not moved,

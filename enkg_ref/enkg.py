@@ -65,7 +65,7 @@ class Config:
 
 @dataclass(frozen=True)
 class State:
-    """All that a resume needs: x (J, *event), particles at noise level ``level``; ``update``, corrections made there."""
+    """All that a resume needs: particles x (J, *event) at noise level ``level``, and the corrections made there."""
 
     x: Any
     level: int = 0

@@ -116,7 +116,7 @@ ABSURD = 1e4  # a row with this many times the median misfit of its wave is a fa
 
 
 def plausible(forward, likelihood, absurd=ABSURD):
-    """``forward`` whose rows with more than ``absurd`` times the median misfit of their wave become NaN, failed members.
+    """``forward`` whose rows with over ``absurd`` times the median misfit of their wave become NaN: failed members.
 
     A simulation can blow up without becoming infinite: one row of 1e30 alone would decide ||K||_F and freeze the
     others. Half of the rows always stay.
@@ -135,7 +135,7 @@ def plausible(forward, likelihood, absurd=ABSURD):
     return predicted
 
 
-# ------------------------------------------------------------------------------------------------------ around the method
+# ---------------------------------------------------------------------------------------------------- around the method
 def mean_discrepancy(misfit_of_mean, misfit_of_particles, m):
     """Stop the updates of a level when the ensemble mean fits the data to noise level: ||ebar||_Gamma^2 <= m."""
     return misfit_of_mean <= m

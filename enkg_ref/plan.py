@@ -41,8 +41,8 @@ def _preset(item, budget, settings):
         one_of("preset", name, PRESETS)
         for fixed in ("steps", "window"):
             if fixed in settings:
-                raise ValueError(f"{fixed}: got {settings[fixed]} with a preset, expected nothing: the preset fixes its "
-                                 "levels and its window")
+                raise ValueError(f"{fixed}: got {settings[fixed]} with a preset, expected nothing: the preset fixes "
+                                 "its levels and its window")
         if budget is not None:
             raise ValueError(f"budget: got {budget} with a preset, expected nothing: the preset fixes its calls")
         return PRESETS[name].but(**settings), 0.0

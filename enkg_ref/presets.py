@@ -1,7 +1,7 @@
 """Complete settings of a run of ``enkg.EnKG``: the released configurations in one table.
 
 A ``Preset`` adds to ``enkg.Config`` what the method takes as arguments: the number of particles, the noise levels and
-the guided window. ``Preset.method`` is the paper alone; ``plan.plan`` composes the safe set of ``extensions`` around it.
+the guided window. ``Preset.method`` is the paper alone; ``plan.plan`` composes the safe set of ``extensions`` with it.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def iterate(method, forward, state):
 def solve(method, forward, noise):
     """Run to the end from standard normal ``noise`` (J, *event). Returns the last state; its ``x`` is the answer."""
     state = method.init(noise)
-    for state, _ in iterate(method, forward, state):
-        pass
+    while not method.done(state):
+        state, _ = step(method, state, forward)
     return state
 
 
