@@ -3,7 +3,8 @@
 ``residual(g)`` is the half-gradient of ``misfit(g)`` with respect to the predicted observation g; for Gaussian noise
 Gamma^-1 (g - y). Only this derivative, in observation space, is ever needed: never one of the forward model.
 
-Every likelihood has the same parts: ``size`` (m), ``y`` (m,), ``difference``, ``whiten``, ``residual``, ``misfit``;
+Every likelihood has the same parts: ``size`` (m), ``y`` (m,), ``difference``, ``whiten``, ``precision``, ``residual``,
+``misfit``;
 ``has_angles``; and for methods whose published settings belong to a loss without weights, ``unweighted()``, the
 likelihood with that loss, and ``unweighted_scale``, the standard deviation that was left out. A new one is one class.
 """
@@ -17,9 +18,12 @@ import numpy as np
 from ._xp import array_namespace, like, numbers_like
 
 
-def predictions(y_pred, x, likelihood):
-    """``y_pred``, G at the J rows of ``x``, as (J, m) beside ``x``. ValueError for another shape, or for no numbers."""
-    y_pred, (J, m) = numbers_like(y_pred, x), (x.shape[0], likelihood.size)
+def predictions(y_pred, x, likelihood, rows=None):
+    """``y_pred``, G at the J rows of ``x``, as (J, m) beside ``x``. ValueError for another shape, or for no numbers.
+
+    rows : J, where the points that were simulated are not the rows of ``x``
+    """
+    y_pred, J, m = numbers_like(y_pred, x), x.shape[0] if rows is None else rows, likelihood.size
     if y_pred is None:
         raise ValueError(f"forward: got something that is not an array of real numbers, expected shape ({J}, {m})")
     shape = tuple(y_pred.shape)
@@ -29,6 +33,12 @@ def predictions(y_pred, x, likelihood):
     if math.prod(shape[1:]) != m:
         raise ValueError(f"forward: got an output of shape {shape}, expected ({J}, {m}): the data are {m} numbers")
     return array_namespace(y_pred).reshape(y_pred, (J, m))
+
+
+def change(likelihood, g, base):
+    """g - base, an angle in [-pi, pi]: the change of a prediction.  (J, m), (J, m) or (1, m) -> (J, m)"""
+    y = like(likelihood.y[None, :], g)
+    return likelihood.difference(g - base + y) - likelihood.difference(y)
 
 
 class Gaussian:
@@ -78,10 +88,14 @@ class Gaussian:
 
     def residual(self, g):
         """Gamma^-1 (g - y).  (J, m) -> (J, m)"""
-        d = self.whiten(self.difference(g))
+        return self.precision(self.difference(g))
+
+    def precision(self, d):
+        """Gamma^-1 d for every row.  (J, m) -> (J, m)"""
+        d = self.whiten(d)
         if self._whitener.ndim == 1:
-            return d * like(self._whitener[None, :], g)
-        return array_namespace(g).matmul(d, like(self._whitener, g))
+            return d * like(self._whitener[None, :], d)
+        return array_namespace(d).matmul(d, like(self._whitener, d))
 
     def misfit(self, g):
         """||g - y||_Gamma^2 of every row; its expectation at the truth is m.  (J, m) -> (J,)"""
@@ -147,6 +161,10 @@ class Closures:
         d = self._plain(g)
         if self.phase_loss == "cos":
             d = self._by_kind(array_namespace(g).sin(d), d)
+        return self.precision(d)
+
+    def precision(self, d):
+        """d weight/sigma^2 for every row.  (J, m) -> (J, m)"""
         return self.whiten(self.whiten(d))
 
     def misfit(self, g):
@@ -214,6 +232,10 @@ class Poisson:
     def whiten(self, d):
         """d / sqrt(max(y, 1)).  (J, m) -> (J, m)"""
         return d * like(self._whitener, d)
+
+    def precision(self, d):
+        """d / max(y, 1).  (J, m) -> (J, m)"""
+        return self.whiten(self.whiten(d))
 
     def residual(self, g):
         """1 - y/r, r = max(g + background, floor).  (J, m) -> (J, m)"""

@@ -10,24 +10,25 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from .._xp import array_namespace, like, member_normals
 from ..diffusion import edm_sigmas, flow_to_zero
 from ..ensemble import anomalies, ensemble_mean
-from .schedule import levels_below, ve_sde
-from .wave import Settings, expect, normals, predictions, report, require_finite
+from ..likelihood import predictions
+from ..protocol import Method, at_least
+from .chain import COUPLED, Settings, SplitGibbs, SplitState, calls, expect, normals, planned, report, require_finite
+from .schedule import ve_sde
 
 
 def normalised(gamma):
-    """h = gamma/||reg - ll||_F: the norm of the drift."""
-    return lambda reg, ll: _over_norm(gamma, reg - ll)
+    """h = gamma/||reg - ll||_F: the norm of the drift, and no step where it is zero."""
+    def step(reg, ll):
+        xp = array_namespace(reg)
+        norm = xp.sqrt(xp.sum((reg - ll) ** 2.0))
+        return xp.where(norm > 0.0, gamma / xp.where(norm > 0.0, norm, xp.ones_like(norm)), xp.zeros_like(norm))
 
-
-def normalised_by_sum(gamma):
-    """h = gamma/||reg + ll||_F: the official code, which takes the norm of the sum although the drift is reg - ll."""
-    return lambda reg, ll: _over_norm(gamma, reg + ll)
+    return step
 
 
 def constant_step(h):
@@ -88,17 +89,7 @@ class Config(Settings):
 
 
 @dataclass(frozen=True)
-class State:
-    """x, z : (J, *event), the prior's and the likelihood's half of the particles;  inner : likelihood steps done"""
-
-    x: Any
-    z: Any
-    level: int = 0
-    inner: int = 0
-
-
-@dataclass(frozen=True)
-class Blade:
+class Blade(SplitGibbs):
     """Likelihood step, n_L times from z = x, with zd_j = z_j - zbar, b_j = g_j - gbar, C = sum zd zd'/J, g = G(z):
 
         ll_j  = (1/J) sum_k <(g_j - y)/tau^2, b_k>_Gamma zd_k
@@ -114,29 +105,17 @@ class Blade:
     likelihood: Any
     config: Config = Config()
 
-    ACCESS = frozenset({"forward", "denoiser"})
-    STATE = State
-
-    @cached_property
-    def prior_levels(self):
-        c = self.config
-        full = edm_sigmas(c.prior_steps, c.sigma_max, c.sigma_min)
-        return [levels_below(rho, full) for rho in c.rhos()]
-
     def init(self, noise):
         if noise.shape[0] < 2:
             raise ValueError(f"noise: got {noise.shape[0]} row, expected at least 2 particles")
         x = self.config.rhos()[0] * noise
-        return State(x, x)
-
-    def ask(self, state):
-        return state.z
+        return SplitState(x, x)
 
     def tell(self, state, y_pred):
         c, k = self.config, state.level
         J, rho = state.z.shape[0], c.rhos()[k]
         stream = 1 + k * (c.inner + c.prior_steps + 2)
-        g = require_finite(predictions(y_pred, J, self.likelihood), "forward", k, rho)
+        g = require_finite(predictions(y_pred, state.z, self.likelihood), "forward", k, rho)
         xp = array_namespace(state.z, g)
         X, Z = xp.reshape(state.x, (J, -1)), xp.reshape(state.z, (J, -1))
         Z, moved = self._likelihood_step(X, Z, g, rho, stream + state.inner)
@@ -147,9 +126,9 @@ class Blade:
             return dataclasses.replace(state, z=z, inner=state.inner + 1), info
         z = self._inflate(z, rho, stream + c.inner)
         if k + 1 == c.outer and not c.last_step_prior:
-            return State(z, z, k + 1), info
+            return SplitState(z, z, k + 1), info
         x = self._prior(z, k, stream + c.inner + 1)
-        return State(require_finite(x, "denoise", k, rho), x, k + 1), info
+        return SplitState(require_finite(x, "denoise", k, rho), x, k + 1), info
 
     def _likelihood_step(self, X, Z, g, rho, stream):
         c, xp = self.config, array_namespace(Z)
@@ -183,17 +162,27 @@ class Blade:
             return flow_to_zero(z, levels[0], self.denoise, len(levels) - 1, min(c.sigma_min, levels[0]))
         return ve_sde(z, levels, self.denoise, lambda step: normals(c.seed, stream + step, z))
 
-    def done(self, state):
-        return state.level >= self.config.outer
-
     def counts(self, rows):
         c = self.config
         levels = self.prior_levels if c.last_step_prior else self.prior_levels[:-1]
         waves, prior = c.outer * c.inner, sum(len(level) - 1 for level in levels)
-        return {"fwd_total": waves * rows, "fwd_seq": waves, "den_total": prior * rows, "den_seq": prior}
+        return calls(rows, fwd=waves, den=prior)
 
 
-def _over_norm(gamma, drift):
-    xp = array_namespace(drift)
-    norm = xp.sqrt(xp.sum(drift * drift))
-    return xp.where(norm > 0.0, gamma / xp.where(norm > 0.0, norm, xp.ones_like(norm)), xp.zeros_like(norm))
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(item, budget, c_vjp, seed, settings):
+    """8 to 512 particles ("particles" among the settings), then likelihood steps, in 10 outer steps."""
+    settings = {"outer": 10, **settings}
+    at_least("blade", budget, (settings.get("particles") or 8) * settings["outer"])
+    J = settings.pop("particles", None) or int(min(512, max(8, budget // (settings["outer"] * 20))))
+    low, high = item.sigma_range
+    config = Config(**{"inner": int(budget // (J * settings["outer"])), "sigma_max": min(10.0, high),
+                       "sigma_min": max(low, 0.001), "prior_steps": 40, "seed": seed, **settings})
+    return planned(Blade(item.denoise, item.likelihood, config), J, SplitState)
+
+
+METHOD = Method(
+    plan, access=frozenset({"forward", "denoiser"}), words="ensemble split Gibbs, arXiv 2510.10968",
+    spends="particles, then likelihood steps, 10 outer steps", spread=COUPLED,
+    candidates=({}, {"mode": "correction", "guidance": 1.0, "rho_max": 4.0, "rho_min": 0.1},
+                {"guidance": 1.0, "rho_max": 2.0, "rho_min": 0.1}, {"guidance": 40.0, "rho_max": 4.0, "rho_min": 0.1}))

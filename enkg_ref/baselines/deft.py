@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .._xp import like, to_numpy
 from ..diffusion import edm_sigmas, euler_step, initial_ensemble
-from ..enkg_r.reference import file_sha256
-from .wave import Settings, expect, require_finite
+from ..protocol import Method
+from .chain import Settings, calls, expect, planned, require_finite
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,6 @@ class DEFT:
     correction: Callable
     config: Config = Config()
 
-    ACCESS = frozenset({"denoiser", "correction"})
-    STATE = State
-
     def init(self, noise):
         c = self.config
         sigmas = edm_sigmas(c.steps, c.sigma_max, c.sigma_min)
@@ -69,7 +68,7 @@ class DEFT:
 
     def counts(self, rows):
         n = self.config.steps
-        return {"fwd_total": 0, "fwd_seq": 0, "den_total": n * rows, "den_seq": n, "net_total": n * rows, "net_seq": n}
+        return calls(rows, fwd=0, den=n, net=n)
 
 
 class OnnxCorrection:
@@ -84,7 +83,7 @@ class OnnxCorrection:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.sha256 = file_sha256(path)
+        self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         facts = self._session.get_modelmeta().custom_metadata_map
         self.offline_forward = json.loads(facts["offline_forward"])
         side = next(i.shape[-1] for i in self._session.get_inputs() if i.name == "y")
@@ -97,3 +96,21 @@ class OnnxCorrection:
                   **{name: np.full(rows, level) for name, level in levels.items()}}
         inputs = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in inputs.items()}
         return like(self._session.run(None, inputs)[0][:, 0], x)
+
+
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(item, budget, c_vjp, seed, settings):
+    """Eight chains ("rows" among the settings) whatever the budget."""
+    settings = dict(settings)
+    rows = settings.pop("rows", 8)
+    low, high = item.sigma_range
+    config = Config(**{"sigma_max": high, "sigma_min": low, **settings})
+    return planned(DEFT(item.denoise, item.correction, config), rows, State)
+
+
+METHOD = Method(
+    plan, access=frozenset({"denoiser", "correction"}),
+    words="a correction network trained beforehand, Denker et al. 2024",
+    spends="nothing online; its forward calls were spent in training",
+    spread="The chains are meant as draws of the posterior, as far as the correction network has learned it.",
+    default_budget=lambda item: 1)

@@ -8,12 +8,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from .._xp import array_namespace
-from .schedule import vp_grid
-from .wave import Settings, expect, expect_one, finite_rows, normals, per_row, predictions, report, require_finite
+from ..likelihood import predictions
+from ..protocol import Method
+from .chain import (
+    BIASED,
+    ChainState,
+    Settings,
+    VPChain,
+    calls,
+    dead_rows,
+    expect,
+    expect_one,
+    finite_mask,
+    norm_cost,
+    normals,
+    per_row,
+    plain_chains,
+    planned,
+    report,
+    require_finite,
+    vp_start,
+)
 
 
 def paper_rho(lam, sigma, scale):
@@ -57,17 +75,8 @@ class Config(Settings):
 
 
 @dataclass(frozen=True)
-class State:
-    """x, denoised : (R, *event), the un-scaled chains x~ and D(x~, sigma_i)"""
-
-    x: Any
-    denoised: Any
-    level: int = 0
-
-
-@dataclass(frozen=True)
-class DiffPIR:
-    """x0 = D(x~, sigma_i);  x0h by the data step;  n = (x~ - x0h)/sigma_i;
+class DiffPIR(VPChain):
+    """On the un-scaled chain x~:  x0 = D(x~, sigma_i);  x0h by the data step;  n = (x~ - x0h)/sigma_i;
 
         x~ <- x0h + sigma_{i+1} (sqrt(xi) eps + sqrt(1 - xi) n)
 
@@ -85,9 +94,6 @@ class DiffPIR:
     forward_vjp: Callable | None = None
     prox: Callable | None = None
 
-    ACCESS = frozenset({"forward", "denoiser", "forward_vjp"})
-    STATE = State
-
     def __post_init__(self):
         if self.prox is None and self.forward_vjp is None:
             raise ValueError("diffpir: got neither prox nor forward_vjp, expected one of them")
@@ -97,52 +103,58 @@ class DiffPIR:
             raise ValueError(f"lam: got {c.lam}, expected at least {c.operator_norm**2 / 2.0:.4g}: the gradient step "
                              f"diverges for ||H|| = {c.operator_norm:.4g}")
 
-    @cached_property
-    def grid(self):
-        return vp_grid(self.config.steps, self.config.sigma_max)
-
     def init(self, noise):
         return self._at(0, self.grid.sigmas[0] * noise)
 
-    def ask(self, state):
-        return state.denoised
-
     def tell(self, state, y_pred):
-        c, i, x, x0 = self.config, state.level, state.x, state.denoised
+        c, i, x = self.config, state.level, state.x
         sigma, following = self.grid.sigmas[i], self.grid.sigmas[i + 1]
-        g = predictions(y_pred, x.shape[0], self.likelihood)
-        xp = array_namespace(x, g)
+        g = predictions(y_pred, x, self.likelihood)
         if c.failed == "raise":
             require_finite(g, "forward", i, sigma)
-        if self.prox is not None:
-            fitted = self.prox(x0, c.rho(c.lam, sigma, self.grid.scales[i]))
-        else:
-            gradient = 2.0 * self.forward_vjp(x0, self.likelihood.residual(g))
-            fitted = x0 - gradient / inversebench_rho(c.lam, sigma, self.grid.scales[i])
-        if c.failed == "raise":
-            require_finite(fitted, "data step", i, sigma)
-        live = finite_rows(fitted)
-        fitted = xp.where(per_row(live, x), fitted, x0)
-        skipped = x.shape[0] - int(xp.sum(xp.astype(live, x.dtype)))
-        info = report(i, sigma, g, self.likelihood, skipped)
+        fitted, live = self._data_step(state, g)
+        info = report(i, sigma, g, self.likelihood, dead_rows(live))
         if i == c.steps - 1 and c.last == "denoised":
-            return State(fitted, fitted, i + 1), info
+            return ChainState(fitted, fitted, i + 1), info
         noise = math.sqrt(1.0 - c.xi) * (x - fitted) / sigma
         if c.xi > 0.0:
             noise = noise + math.sqrt(c.xi) * normals(c.seed, 1 + i, x)
         return self._at(i + 1, fitted + following * noise), info
 
-    def done(self, state):
-        return state.level >= self.config.steps
+    def _data_step(self, state, g):
+        """x0h (R, *event), and which chains have one; the others keep x0."""
+        c, i, x0 = self.config, state.level, state.denoised
+        sigma, scale = self.grid.sigmas[i], self.grid.scales[i]
+        if self.prox is not None:
+            fitted = self.prox(x0, c.rho(c.lam, sigma, scale))
+        else:
+            gradient = 2.0 * self.forward_vjp(x0, self.likelihood.residual(g))
+            fitted = x0 - gradient / inversebench_rho(c.lam, sigma, scale)
+        if c.failed == "raise":
+            require_finite(fitted, "data step", i, sigma)
+        live = finite_mask(fitted)
+        return array_namespace(fitted).where(per_row(live, x0), fitted, x0), live
 
     def counts(self, rows):
         n = self.config.steps
-        vjps = 0 if self.prox is not None else n
-        return {"fwd_total": n * rows, "fwd_seq": n, "den_total": n * rows, "den_seq": n,
-                "fwd_vjp_total": vjps * rows, "fwd_vjp_seq": vjps}
+        return calls(rows, fwd=n, den=n, fwd_vjp=n if self.prox is None else 0)
 
-    def _at(self, i, x):
-        if i == self.config.steps:
-            return State(x, x, i)
+    def _denoise(self, i, x):  # the chain is the un-scaled one
         sigma = self.grid.sigmas[i]
-        return State(x, require_finite(self.denoise(x, sigma), "denoise", i, sigma), i)
+        return require_finite(self.denoise(x, sigma), "denoise", i, sigma)
+
+
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(item, budget, c_vjp, seed, settings):
+    """Chains in one batch; lambda is the least at which a gradient step is stable, from a measured ||Gamma^-1/2 J||."""
+    settings = dict(settings)
+    steps, R = plain_chains("diffpir", budget, 1 + c_vjp, settings, 8, 250, first=norm_cost(c_vjp))
+    lam = max(1.0, 0.5 * item.norm(item) ** 2)
+    config = Config(**{**vp_start(item), "lam": lam, "failed": "keep", "seed": seed, **settings, "steps": steps})
+    return planned(DiffPIR(item.denoise, item.likelihood, config, forward_vjp=item.forward_vjp), R, ChainState)
+
+
+METHOD = Method(
+    plan, access=frozenset({"forward", "denoiser", "forward_vjp"}), words="denoise, fit, re-noise, Zhu et al. 2023",
+    spends="8 chains in one batch, more beyond 250 steps", spread=BIASED,
+    candidates=({}, {"xi": 0.3}, {"xi": 0.1}, {"rows": 2}))

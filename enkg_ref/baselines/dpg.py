@@ -9,23 +9,30 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from .._xp import array_namespace
-from .schedule import vp_grid
-from .wave import (
+from ..likelihood import predictions
+from ..protocol import Method
+from .chain import (
+    ONE_CHAIN,
     Settings,
+    VPChain,
+    calls,
+    dead_rows,
     expect,
     expect_one,
     flat,
     normals,
     per_row,
-    predictions,
+    planned,
+    queried_chain,
     repeat,
     report,
     require_finite,
     row_norm,
+    vp_start,
+    where_live,
 )
 
 
@@ -78,7 +85,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class DPG:
+class DPG(VPChain):
     """l0 = L(D); Z a running mean of l0; r = sqrt(Z/d)/2; X_k = D + r eps_k, omega_k = exp(-(L(X_k) - l0)/Z), k = 1..M
 
         v = -(1/(M r)) sum_k (omega_k - b_k) eps_k,   b_k = (sum omega - omega_k)/(M - 1)
@@ -95,13 +102,6 @@ class DPG:
     likelihood: Any
     config: Config = Config()
 
-    ACCESS = frozenset({"forward", "denoiser", "denoiser_vjp"})
-    STATE = State
-
-    @cached_property
-    def grid(self):
-        return vp_grid(self.config.steps, self.config.sigma_max)
-
     def init(self, noise):
         x = self.grid.start(noise)
         xp = array_namespace(x)
@@ -114,46 +114,40 @@ class DPG:
     def tell(self, state, y_pred):
         c, i = self.config, state.level
         sigma, R = self.grid.sigmas[i], state.x.shape[0]
-        g = predictions(y_pred, R * (1 if state.wave == 0 else c.queries), self.likelihood)
-        xp = array_namespace(state.x, g)
-        loss = self.likelihood.misfit(g)
+        g = predictions(y_pred, state.x, self.likelihood, R * (1 if state.wave == 0 else c.queries))
+        loss, info = self.likelihood.misfit(g), report(i, sigma, g, self.likelihood)
         if state.wave == 0:
             require_finite(g, "forward", i, sigma)
             scale = loss if i == 0 else c.beta_2 * state.scale + (1.0 - c.beta_2) * loss
-            return (dataclasses.replace(state, loss=loss, scale=scale, wave=1), report(i, sigma, g, self.likelihood))
+            return dataclasses.replace(state, loss=loss, scale=scale, wave=1), info
 
-        _, eps, r = self._images(state)
-        live = (state.scale > 0.0) & (r > 0.0)
-        safe = xp.where(live, state.scale, xp.ones_like(r))
-        excess = (xp.reshape(loss, (R, c.queries)) - state.loss[:, None]) / safe[:, None]
-        # the exponent never exceeds l0/Z <= 10, so nothing is subtracted: that would rescale g against its memory
-        weight = xp.where(xp.isfinite(excess), xp.exp(-excess), xp.zeros_like(excess))
-        centred = weight - (xp.sum(weight, axis=1, keepdims=True) - weight) / (c.queries - 1)
-        v = xp.sum(xp.reshape(centred, (R, c.queries) + (1,) * (eps.ndim - 2)) * eps, axis=1)
-        v = -v / per_row(c.queries * xp.where(live, r, xp.ones_like(r)), v)
-        v = xp.where(per_row(live, v), v, xp.zeros_like(v))
-
+        xp = array_namespace(state.x, g)
+        v, live = self._ascent(state, xp.reshape(loss, (R, c.queries)))
         _, gradient = self.denoise_vjp(self.grid.unscaled(i, state.x), sigma, v)
         gradient = require_finite(gradient, "gradient", i, sigma) / self.grid.scales[i]
         memory = 0.0 if i == 0 else c.beta * (c.steps - i - 1) / c.steps
         used = memory * state.previous + (1.0 - memory) * gradient
-        direction = xp.where(per_row(live, used), -used / per_row(row_norm(used) + 1e-7, used), xp.zeros_like(used))
+        direction = where_live(live, -used / per_row(row_norm(used) + 1e-7, used))
+        x = self._diffused(state, 1 + 2 * i) + self.grid.variances[i] * c.guidance * direction
+        info = dataclasses.replace(info, skipped=dead_rows(live))
+        return self._at(i + 1, x, gradient, state.loss, state.scale), info
 
-        if i == c.steps - 1 and c.last == "denoised":
-            moved = state.denoised
-        else:
-            moved = self.grid.sde_step(i, state.x, state.denoised, normals(c.seed, 1 + 2 * i, state.x))
-        x = moved + self.grid.variances[i] * c.guidance * direction
-        skipped = R - int(xp.sum(xp.astype(live, x.dtype)))
-        return self._at(i + 1, x, gradient, state.loss, state.scale), report(i, sigma, g, self.likelihood, skipped)
-
-    def done(self, state):
-        return state.level >= self.config.steps
+    def _ascent(self, state, loss):
+        """v (R, *event) of the losses (R, M) of the random images, and which chains have one."""
+        c, xp = self.config, array_namespace(loss)
+        _, eps, r = self._images(state)
+        live = (state.scale > 0.0) & (r > 0.0)
+        safe = xp.where(live, state.scale, xp.ones_like(r))
+        excess = (loss - state.loss[:, None]) / safe[:, None]
+        # the exponent never exceeds l0/Z <= 10, so nothing is subtracted: that would rescale g against its memory
+        weight = xp.where(xp.isfinite(excess), xp.exp(-excess), xp.zeros_like(excess))
+        centred = weight - (xp.sum(weight, axis=1, keepdims=True) - weight) / (c.queries - 1)
+        v = xp.sum(xp.reshape(centred, (*loss.shape, *(1,) * (eps.ndim - 2))) * eps, axis=1)
+        return where_live(live, -v / per_row(c.queries * xp.where(live, r, xp.ones_like(r)), v)), live
 
     def counts(self, rows):
         n, m = self.config.steps, self.config.queries
-        return {"fwd_total": n * (m + 1) * rows, "fwd_seq": 2 * n, "den_total": n * rows, "den_seq": n,
-                "den_vjp_total": n * rows, "den_vjp_seq": n}
+        return {"fwd_total": n * (m + 1) * rows, "fwd_seq": 2 * n, **calls(rows, den=n, den_vjp=n)}
 
     def _images(self, state):
         """X_k = D + r eps_k (R M, *event), the eps (R, M, *event) and r (R,)."""
@@ -165,8 +159,19 @@ class DPG:
         return flat(repeat(state.denoised, c.queries) + shift), eps, r
 
     def _at(self, i, x, previous, loss, scale):
-        if i == self.config.steps:
-            return State(x, x, previous, loss, scale, i)
-        sigma = self.grid.sigmas[i]
-        denoised = require_finite(self.denoise(self.grid.unscaled(i, x), sigma), "denoise", i, sigma)
-        return State(x, denoised, previous, loss, scale, i)
+        return State(x, x if i == self.config.steps else self._denoise(i, x), previous, loss, scale, i)
+
+
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(item, budget, c_vjp, seed, settings):
+    """One chain, at least two random images beside D. The radius sqrt(Z/d)/2 is meant for the loss without weights."""
+    steps, wave = queried_chain("dpg", budget, lambda n: n, 17, settings, 3)
+    config = Config(**{**vp_start(item), "seed": seed, **settings, "steps": steps, "queries": wave - 1})
+    return planned(DPG(item.denoise, item.denoise_vjp, item.likelihood.unweighted(), config), 1, State)
+
+
+METHOD = Method(
+    plan, access=frozenset({"forward", "denoiser", "denoiser_vjp"}),
+    words="diffusion policy gradient, Tang et al. 2024",
+    spends="at least 50 steps where it can pay them, the longest chain with 16 queries per step", spread=ONE_CHAIN,
+    candidates=({}, {"guidance": 16.0}, {"guidance": 4.0}, {"guidance": 1.0}))

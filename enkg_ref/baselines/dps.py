@@ -7,28 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from .._xp import array_namespace
-from .schedule import vp_grid
-from .wave import Settings, expect, expect_one, finite_rows, normals, per_row, predictions, report, require_finite
-
-
-def per_sample(loss):
-    """sqrt(L) of every chain.  (R,) -> (R,)"""
-    return array_namespace(loss).sqrt(loss)
-
-
-def batch_sum(loss):
-    """sqrt(sum of L over all chains): InverseBench, which couples chains that share a batch."""
-    xp = array_namespace(loss)
-    return xp.sqrt(xp.zeros_like(loss) + xp.sum(loss))
+from ..likelihood import predictions
+from ..protocol import Method
+from .chain import (
+    BIASED,
+    ChainState,
+    Settings,
+    VPChain,
+    calls,
+    dead_rows,
+    expect,
+    expect_one,
+    finite_mask,
+    low_start,
+    per_row,
+    plain_chains,
+    planned,
+    report,
+    require_finite,
+    where_live,
+)
+from .schedule import VP_SIGMA_MAX
 
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """steps : N;  guidance : gamma;  normaliser : L -> denominator of the guidance
+    """steps : N;  guidance : gamma
 
     last : "denoised" ends with D in place of the last SDE step; "noisy" takes that step, as the public codes do, and
         leaves noise of std 0.01 (much more where N is small)
@@ -38,7 +45,6 @@ class Config(Settings):
 
     steps: int = 1000
     guidance: float = 1.0
-    normaliser: Callable = per_sample
     last: str = "denoised"
     failed: str = "raise"
     sigma_max: float | None = None
@@ -52,16 +58,7 @@ class Config(Settings):
 
 
 @dataclass(frozen=True)
-class State:
-    """x, denoised : (R, *event), the scaled chains and D(x/s_i, sigma_i)"""
-
-    x: Any
-    denoised: Any
-    level: int = 0
-
-
-@dataclass(frozen=True)
-class DPS:
+class DPS(VPChain):
     """x <- E_i(x) - gamma q,   q = grad_x ||y - G(D)|| = J_D' grad L(D)/(2 s_i sqrt(L)),   D = D(x/s_i, sigma_i)
 
     E_i is the SDE step (B2); the gradient is with respect to the scaled x, hence the factor 1/s_i (B4).
@@ -76,54 +73,42 @@ class DPS:
     likelihood: Any
     config: Config = Config()
 
-    ACCESS = frozenset({"forward", "denoiser", "denoiser_vjp", "forward_vjp"})
-    STATE = State
-
-    @cached_property
-    def grid(self):
-        return vp_grid(self.config.steps, self.config.sigma_max)
-
-    def init(self, noise):
-        return self._at(0, self.grid.start(noise))
-
-    def ask(self, state):
-        return state.denoised
-
     def tell(self, state, y_pred):
         c, i, x, x0 = self.config, state.level, state.x, state.denoised
         sigma = self.grid.sigmas[i]
-        g = predictions(y_pred, x.shape[0], self.likelihood)
+        g = predictions(y_pred, x, self.likelihood)
         xp = array_namespace(x, g)
         if c.failed == "raise":
             require_finite(g, "forward", i, sigma)
-        norm = c.normaliser(self.likelihood.misfit(g))
+        norm = xp.sqrt(self.likelihood.misfit(g))
         half_gradient = self.forward_vjp(x0, self.likelihood.residual(g))
-        live = (norm > 0.0) & xp.isfinite(norm) & finite_rows(half_gradient)
-        half_gradient = xp.where(per_row(live, x), half_gradient, xp.zeros_like(x))
-        _, q = self.denoise_vjp(self.grid.unscaled(i, x), sigma, half_gradient)
+        live = (norm > 0.0) & xp.isfinite(norm) & finite_mask(half_gradient)
+        _, q = self.denoise_vjp(self.grid.unscaled(i, x), sigma, where_live(live, half_gradient))
         if c.failed == "raise":
             require_finite(q, "gradient", i, sigma)
-        live = live & finite_rows(q)
-        q = xp.where(per_row(live, x), q / per_row(xp.where(live, norm, xp.ones_like(norm)), x), xp.zeros_like(x))
-
-        if i == c.steps - 1 and c.last == "denoised":
-            moved = x0
-        else:
-            moved = self.grid.sde_step(i, x, x0, normals(c.seed, 1 + i, x))
-        x = moved - c.guidance / self.grid.scales[i] * q
-        skipped = x.shape[0] - int(xp.sum(xp.astype(live, x0.dtype)))
-        return self._at(i + 1, x), report(i, sigma, g, self.likelihood, skipped)
-
-    def done(self, state):
-        return state.level >= self.config.steps
+        live = live & finite_mask(q)
+        q = where_live(live, q / per_row(xp.where(live, norm, xp.ones_like(norm)), x))
+        x = self._diffused(state, 1 + i) - c.guidance / self.grid.scales[i] * q
+        return self._at(i + 1, x), report(i, sigma, g, self.likelihood, dead_rows(live))
 
     def counts(self, rows):
         n = self.config.steps
-        return {name: value for kind in ("fwd", "den", "den_vjp", "fwd_vjp")
-                for name, value in ((f"{kind}_total", n * rows), (f"{kind}_seq", n))}
+        return calls(rows, fwd=n, den=n, den_vjp=n, fwd_vjp=n)
 
-    def _at(self, i, x):
-        if i == self.config.steps:
-            return State(x, x, i)
-        sigma = self.grid.sigmas[i]
-        return State(x, require_finite(self.denoise(self.grid.unscaled(i, x), sigma), "denoise", i, sigma), i)
+
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(item, budget, c_vjp, seed, settings):
+    """Chains, from low_start. "strength" among the settings: times the default guidance, which falls as 1/N."""
+    settings = dict(settings)
+    steps, R = plain_chains("dps", budget, 1 + c_vjp, settings, 1, 500)
+    guidance = settings.pop("strength", 1.0) * min(1.0, 40.0 / steps) * item.likelihood.unweighted_scale
+    config = Config(**{"sigma_max": min(low_start(item), VP_SIGMA_MAX), "guidance": guidance, "failed": "keep",
+                       "seed": seed, **settings, "steps": steps})
+    return planned(DPS(item.denoise, item.denoise_vjp, item.forward_vjp, item.likelihood, config), R, ChainState)
+
+
+METHOD = Method(
+    plan, access=frozenset({"forward", "denoiser", "denoiser_vjp", "forward_vjp"}),
+    words="diffusion posterior sampling, Chung et al. 2023",
+    spends="one chain of up to 500 steps, more chains beyond", spread=BIASED,
+    candidates=({}, {"strength": 0.3}, {"strength": 0.1}, {"rows": 8, "strength": 0.3}))

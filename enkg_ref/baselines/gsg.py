@@ -7,12 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 from .._xp import array_namespace
-from .schedule import vp_grid
-from .wave import Settings, expect, expect_one, flat, normals, per_row, predictions, repeat, report, require_finite
+from ..likelihood import predictions
+from ..protocol import Method
+from .chain import (
+    ONE_CHAIN,
+    ChainState,
+    Settings,
+    VPChain,
+    calls,
+    dead_rows,
+    expect,
+    expect_one,
+    flat,
+    normals,
+    per_row,
+    planned,
+    queried_chain,
+    repeat,
+    report,
+    require_finite,
+    vp_start,
+    where_live,
+)
 
 
 @dataclass(frozen=True)
@@ -53,16 +73,7 @@ class Config(Settings):
 
 
 @dataclass(frozen=True)
-class State:
-    """x, denoised : (R, *event), the scaled chains and D(x/s_i, sigma_i)"""
-
-    x: Any
-    denoised: Any
-    level: int = 0
-
-
-@dataclass(frozen=True)
-class GSG:
+class GSG(VPChain):
     """u_j ~ N(0, I):
 
         forward   ghat = (1/(Q mu)) sum_{j <= Q} u_j (L(D + mu u_j) - L(D))
@@ -78,16 +89,6 @@ class GSG:
     likelihood: Any
     config: Config = Config()
 
-    ACCESS = frozenset({"forward", "denoiser", "denoiser_vjp"})
-    STATE = State
-
-    @cached_property
-    def grid(self):
-        return vp_grid(self.config.steps, self.config.sigma_max)
-
-    def init(self, noise):
-        return self._at(0, self.grid.start(noise))
-
     def ask(self, state):
         """D and its neighbours, chain by chain: (R wave, *event)."""
         c, x0 = self.config, state.denoised
@@ -102,25 +103,17 @@ class GSG:
         return flat(xp.concat(parts, axis=1))
 
     def tell(self, state, y_pred):
-        c, i, x, x0 = self.config, state.level, state.x, state.denoised
+        c, i, x = self.config, state.level, state.x
         sigma, R = self.grid.sigmas[i], x.shape[0]
-        g = require_finite(predictions(y_pred, R * c.wave, self.likelihood), "forward", i, sigma)
+        g = require_finite(predictions(y_pred, x, self.likelihood, R * c.wave), "forward", i, sigma)
         xp = array_namespace(x, g)
         loss = xp.reshape(self.likelihood.misfit(g), (R, c.wave))
-        base, gradient = loss[:, 0], self.estimate(state, loss)
-        live = base > 0.0
+        base, live = loss[:, 0], loss[:, 0] > 0.0
         norm = xp.sqrt(xp.where(live, base, xp.ones_like(base)))
-        gradient = xp.where(per_row(live, x), gradient, xp.zeros_like(x))
-        _, q = self.denoise_vjp(self.grid.unscaled(i, x), sigma, gradient)
+        _, q = self.denoise_vjp(self.grid.unscaled(i, x), sigma, where_live(live, self.estimate(state, loss)))
         q = require_finite(q, "gradient", i, sigma) / per_row(norm, x)
-
-        if i == c.steps - 1 and c.last == "denoised":
-            moved = x0
-        else:
-            moved = self.grid.sde_step(i, x, x0, normals(c.seed, 1 + 2 * i, x))
-        x = moved - c.guidance / (2.0 * self.grid.scales[i]) * q
-        skipped = R - int(xp.sum(xp.astype(live, x0.dtype)))
-        return self._at(i + 1, x), report(i, sigma, g, self.likelihood, skipped)
+        x = self._diffused(state, 1 + 2 * i) - c.guidance / (2.0 * self.grid.scales[i]) * q
+        return self._at(i + 1, x), report(i, sigma, g, self.likelihood, dead_rows(live))
 
     def estimate(self, state, loss):
         """ghat of every chain from the losses (R, wave) of ``ask``'s points."""
@@ -133,20 +126,32 @@ class GSG:
             slope = (loss[:, -M:] - loss[:, :1]) / c.smoothing
         return xp.sum(xp.reshape(slope, (*slope.shape, *(1,) * (u.ndim - 2))) * u, axis=1) / M
 
-    def done(self, state):
-        return state.level >= self.config.steps
-
     def counts(self, rows):
         n = self.config.steps
-        return {"fwd_total": n * self.config.wave * rows, "fwd_seq": n, "den_total": n * rows, "den_seq": n,
-                "den_vjp_total": n * rows, "den_vjp_seq": n}
+        return {**calls(rows, fwd=n, den=n, den_vjp=n), "fwd_total": n * self.config.wave * rows}
 
     def _directions(self, state):
         c = self.config
         return normals(c.seed, 2 + 2 * state.level, state.x, (c.queries // 2 if c.mode == "central" else c.queries,))
 
-    def _at(self, i, x):
-        if i == self.config.steps:
-            return State(x, x, i)
-        sigma = self.grid.sigmas[i]
-        return State(x, require_finite(self.denoise(self.grid.unscaled(i, x), sigma), "denoise", i, sigma), i)
+
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(mode, item, budget, c_vjp, seed, settings):
+    """One chain. "strength" among the settings: times the default guidance 0.1, for the loss without weights."""
+    steps, wave = queried_chain(f"{mode}-gsg", budget, lambda n: n, 17, settings, 3 if mode == "central" else 2)
+    queries = (wave - 1) // 2 * 2 if mode == "central" else wave - 1
+    settings = dict(settings)
+    guidance = settings.pop("strength", 1.0) * 0.1 * item.likelihood.unweighted_scale
+    config = Config(**{**vp_start(item), "guidance": guidance, "seed": seed, **settings, "mode": mode, "steps": steps,
+                       "queries": queries})
+    return planned(GSG(item.denoise, item.denoise_vjp, item.likelihood, config), 1, ChainState)
+
+
+def _method(mode, words):
+    return Method(
+        partial(plan, mode), access=frozenset({"forward", "denoiser", "denoiser_vjp"}),
+        words=f"DPS with a smoothed gradient, {words}", spends="as dpg", spread=ONE_CHAIN,
+        candidates=({}, {"strength": 3.0}, {"strength": 0.3}, {"strength": 0.1}))
+
+
+FORWARD, CENTRAL = _method("forward", "one-sided"), _method("central", "two-sided")

@@ -16,7 +16,24 @@ from typing import Any
 
 from .._xp import array_namespace, like
 from ..diffusion import edm_sigmas, initial_ensemble
-from .wave import Settings, expect, expect_one, finite_rows, normals, per_row, predictions, report, require_finite
+from ..likelihood import change, predictions
+from ..protocol import Method
+from .chain import (
+    Settings,
+    calls,
+    dead_rows,
+    expect,
+    expect_one,
+    finite_mask,
+    low_start,
+    normals,
+    per_row,
+    plain_chains,
+    planned,
+    report,
+    require_finite,
+    where_live,
+)
 
 
 @dataclass(frozen=True)
@@ -86,9 +103,6 @@ class MMPS:
     likelihood: Any
     config: Config = Config()
 
-    ACCESS = frozenset({"forward", "denoiser", "denoiser_vjp", "forward_vjp"})
-    STATE = State
-
     @cached_property
     def sigmas(self):
         return edm_sigmas(self.config.steps, self.config.sigma_max, self.config.sigma_min)
@@ -103,61 +117,61 @@ class MMPS:
 
     def tell(self, state, y_pred):
         c, i, x = self.config, state.level, state.x
-        sigma = self.sigmas[i]
-        g = predictions(y_pred, x.shape[0], self.likelihood)
+        g = predictions(y_pred, x, self.likelihood)
         xp = array_namespace(x, g)
         if c.failed == "raise":
-            require_finite(g, "forward", i, sigma)
-        live = finite_rows(g)
-        info = report(i, sigma, g, self.likelihood, x.shape[0] - int(xp.sum(xp.astype(live, x.dtype))))
+            require_finite(g, "forward", i, self.sigmas[i])
+        info = report(i, self.sigmas[i], g, self.likelihood, dead_rows(finite_mask(g)))
         if state.wave == 0:
-            rest = xp.where(live[:, None], -self.likelihood.difference(g), xp.zeros_like(g))
+            rest = where_live(finite_mask(g), -self.likelihood.difference(g))
             state = dataclasses.replace(state, base=g, rest=rest, search=rest, shift=xp.zeros_like(x), wave=1)
             return dataclasses.replace(state, direction=self._direction(state)), info
-
-        change = self.likelihood.difference(g - state.base + like(self.likelihood.y[None, :], g))  # wrapped if an angle
-        slope = state.search * (1.0 + c.damping * sigma**2) + change / self._length(state.direction)[:, None]
-        old, curvature = self._dot(state.rest, state.rest), self._dot(state.search, slope)
-        live = xp.isfinite(curvature) & (curvature > 0.0) & finite_rows(state.direction)
-        alpha = xp.where(live, old / xp.where(live, curvature, xp.ones_like(old)), xp.zeros_like(old))
-        shift = state.shift + per_row(alpha, x) * xp.where(per_row(live, x), state.direction, xp.zeros_like(x))
-        skipped = x.shape[0] - int(xp.sum(xp.astype(live, x.dtype)))
-        info = dataclasses.replace(info, skipped=skipped)
-        if state.wave < c.solver:
-            rest = state.rest - alpha[:, None] * xp.where(live[:, None], slope, xp.zeros_like(slope))
-            ratio = self._dot(rest, rest) / xp.where(old > 0.0, old, xp.ones_like(old))
-            ratio = xp.where(live, ratio, xp.zeros_like(ratio))
-            state = dataclasses.replace(state, shift=shift, rest=rest, search=rest + ratio[:, None] * state.search,
-                                        wave=state.wave + 1)
+        state, live = self._solver_step(state, g)
+        info = dataclasses.replace(info, skipped=dead_rows(live))
+        if state.wave <= c.solver:
             return dataclasses.replace(state, direction=self._direction(state)), info
+        return self._ancestral_step(state), info
 
-        target, following = state.denoised + shift, self.sigmas[i + 1]
-        kept = (following / sigma) ** 2
-        x = target + kept * (x - target)
+    def _solver_step(self, state, g):
+        """One conjugate-gradient iteration, and which chains it moved."""
+        xp = array_namespace(state.x, g)
+        moved = change(self.likelihood, g, state.base)
+        scaled = state.search * (1.0 + self.config.damping * self.sigmas[state.level] ** 2)
+        slope = scaled + moved / self._length(state.direction)[:, None]
+        old, curvature = self._dot(state.rest, state.rest), self._dot(state.search, slope)
+        live = xp.isfinite(curvature) & (curvature > 0.0) & finite_mask(state.direction)
+        alpha = where_live(live, old / xp.where(live, curvature, xp.ones_like(old)))
+        shift = state.shift + per_row(alpha, state.x) * where_live(live, state.direction)
+        rest = state.rest - alpha[:, None] * where_live(live, slope)
+        ratio = where_live(live, self._dot(rest, rest) / xp.where(old > 0.0, old, xp.ones_like(old)))
+        return dataclasses.replace(state, shift=shift, rest=rest, search=rest + ratio[:, None] * state.search,
+                                   wave=state.wave + 1), live
+
+    def _ancestral_step(self, state):
+        i, following = state.level, self.sigmas[state.level + 1]
+        target, kept = state.denoised + state.shift, (following / self.sigmas[i]) ** 2
+        x = target + kept * (state.x - target)
         if following > 0.0:
-            x = x + following * math.sqrt(1.0 - kept) * normals(c.seed, 1 + i, x)
-        return self._at(i + 1, x), info
+            x = x + following * math.sqrt(1.0 - kept) * normals(self.config.seed, 1 + i, x)
+        return self._at(i + 1, x)
 
     def done(self, state):
         return state.level >= self.config.steps
 
     def counts(self, rows):
         n, k = self.config.steps, self.config.solver
-        return {name: value for kind, calls in (("fwd", n * (k + 1)), ("den", n), ("den_vjp", n * k),
-                                                ("fwd_vjp", n * k))
-                for name, value in ((f"{kind}_total", calls * rows), (f"{kind}_seq", calls))}
+        return calls(rows, fwd=n * (k + 1), den=n, den_vjp=n * k, fwd_vjp=n * k)
 
     def _direction(self, state):
         """C H' Gamma^-1 search."""
         sigma = self.sigmas[state.level]
-        pulled = self.forward_vjp(state.denoised, self._precision(state.search))
-        xp = array_namespace(pulled)
+        pulled = self.forward_vjp(state.denoised, self.likelihood.precision(state.search))
         if self.config.failed == "keep":
-            pulled = xp.where(per_row(finite_rows(pulled), pulled), pulled, xp.zeros_like(pulled))
+            pulled = where_live(finite_mask(pulled), pulled)
         _, w = self.denoise_vjp(state.x, sigma, pulled)
         if self.config.failed == "raise":
             require_finite(w, "gradient", state.level, sigma)
-        return sigma**2 * xp.where(per_row(finite_rows(w), w), w, xp.zeros_like(w))
+        return sigma**2 * where_live(finite_mask(w), w)
 
     def _length(self, w):
         """t of the finite difference: ``difference`` over the rms of w; 1 where w = 0.  (R, *event) -> (R,)"""
@@ -165,12 +179,6 @@ class MMPS:
         rms = xp.sqrt(xp.mean(xp.reshape(w * w, (w.shape[0], -1)), axis=1))
         return xp.where(rms > 0.0, self.config.difference / xp.where(rms > 0.0, rms, xp.ones_like(rms)),
                         xp.ones_like(rms))
-
-    def _precision(self, d):
-        """Gamma^-1 d."""
-        if hasattr(self.likelihood, "phase_loss"):  # independent data; their residual is not linear
-            return self.likelihood.whiten(self.likelihood.whiten(d))
-        return self.likelihood.residual(d + like(self.likelihood.y[None, :], d))
 
     def _dot(self, a, b):
         """<a, b> in the metric Gamma^-1.  (R, m), (R, m) -> (R,)"""
@@ -185,3 +193,23 @@ class MMPS:
         zero = xp.zeros_like(x)
         none = like([[0.0] * self.likelihood.size] * x.shape[0], x)
         return State(x, denoised, zero, zero, none, none, none, i)
+
+
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(item, budget, c_vjp, seed, settings):
+    """Chains, from low_start; one solver iteration per level unless "solver" among the settings says more."""
+    settings = {"solver": 1, **settings}
+    cost = 1 + settings["solver"] * (1 + c_vjp)
+    steps, R = plain_chains("mmps", budget, cost, settings, 1, 100, shortest=5)
+    config = Config(**{"sigma_max": low_start(item), "sigma_min": item.sigma_range[0], "failed": "keep", "seed": seed,
+                       **settings, "steps": steps})
+    return planned(MMPS(item.denoise, item.denoise_vjp, item.forward_vjp, item.likelihood, config), R, State)
+
+
+METHOD = Method(
+    plan, access=frozenset({"forward", "denoiser", "denoiser_vjp", "forward_vjp"}),
+    words="moment matching posterior sampling, Rozet et al. 2024",
+    spends="one chain of up to 100 steps, more chains beyond",
+    spread="The chains are meant as draws of the posterior: exact for a linear forward model, an exact prior and many "
+           "steps, else as good as the moments they match.",
+    candidates=({}, {"solver": 2}, {"solver": 3, "rows": 8}, {"solver": 3, "rows": 8, "sigma_max": 10.0}))

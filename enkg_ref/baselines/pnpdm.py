@@ -9,12 +9,25 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from ..diffusion import edm_sigmas
-from .schedule import levels_below, ve_sde
-from .wave import Settings, expect, expect_one, normals, predictions, report, require_finite
+from ..likelihood import predictions
+from ..protocol import Method, at_least
+from .chain import (
+    COUPLED,
+    Settings,
+    SplitGibbs,
+    SplitState,
+    calls,
+    expect,
+    expect_one,
+    norm_cost,
+    normals,
+    planned,
+    report,
+    require_finite,
+)
+from .schedule import ve_sde
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,7 @@ class Config(Settings):
     """outer : T;  rho_max, rho_min, decay : rho_{k+1} = max(rho_min, decay rho_k)
 
     inner : n_L Langevin steps of size h;  tau : temperature; 1 is exact for a likelihood with the true noise. (The
-        black-hole loss of the public codes is twice ours: their tau = sqrt(2) is 1 here, their published 1 is .707.)
+        black-hole loss of the public codes is twice ours: their tau = sqrt(2) is 1 here, their published 1 is 0.707.)
     prior_steps, sigma_max, sigma_min : the full grid of the prior step;  grid : where it starts, `levels_below`
     last : end of the prior step, `ve_sde`; the official codes: "euler" (InverseBench), "noiseless" (authors)
     """
@@ -57,17 +70,7 @@ class Config(Settings):
 
 
 @dataclass(frozen=True)
-class State:
-    """x, z : (R, *event), the prior's and the likelihood's half of the chains;  inner : Langevin steps done"""
-
-    x: Any
-    z: Any
-    level: int = 0
-    inner: int = 0
-
-
-@dataclass(frozen=True)
-class PnPDM:
+class PnPDM(SplitGibbs):
     """Likelihood step, n_L times from z = x, unadjusted Langevin for exp(-L(z)/(2 tau^2) - ||z - x||^2/(2 rho^2)):
 
         z <- z - h (grad L(z)/(2 tau^2) + (z - x)/rho^2) + sqrt(2h) eps
@@ -82,26 +85,18 @@ class PnPDM:
     likelihood: Any
     config: Config = Config()
 
-    ACCESS = frozenset({"forward", "denoiser", "forward_vjp"})
-    STATE = State
-
-    @cached_property
-    def prior_levels(self):
-        c = self.config
-        full = edm_sigmas(c.prior_steps, c.sigma_max, c.sigma_min)
-        return [levels_below(rho, full, c.grid) for rho in c.rhos()]
+    @property
+    def start_of_prior_step(self):
+        return self.config.grid
 
     def init(self, noise):
-        return State(noise, noise)
-
-    def ask(self, state):
-        return state.z
+        return SplitState(noise, noise)
 
     def tell(self, state, y_pred):
         c, k, x, z = self.config, state.level, state.x, state.z
         rho = c.rhos()[k]
         stream = 1 + k * (c.inner + c.prior_steps + 1)
-        g = require_finite(predictions(y_pred, z.shape[0], self.likelihood), "forward", k, rho)
+        g = require_finite(predictions(y_pred, z, self.likelihood), "forward", k, rho)
         half_gradient = self.forward_vjp(z, self.likelihood.residual(g))
         drift = half_gradient / c.tau**2 + (z - x) / rho**2
         z = z - c.step * drift + math.sqrt(2.0 * c.step) * normals(c.seed, stream + state.inner, z)
@@ -112,12 +107,31 @@ class PnPDM:
         x = ve_sde(z, self.prior_levels[k], self.denoise,
                    lambda step: normals(c.seed, stream + c.inner + step, z), c.last)
         require_finite(x, "denoise", k, rho)
-        return State(x, x, k + 1), info
-
-    def done(self, state):
-        return state.level >= self.config.outer
+        return SplitState(x, x, k + 1), info
 
     def counts(self, rows):
         waves, prior = self.config.outer * self.config.inner, sum(len(levels) - 1 for levels in self.prior_levels)
-        return {"fwd_total": waves * rows, "fwd_seq": waves, "fwd_vjp_total": waves * rows, "fwd_vjp_seq": waves,
-                "den_total": prior * rows, "den_seq": prior}
+        return calls(rows, fwd=waves, fwd_vjp=waves, den=prior)
+
+
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(item, budget, c_vjp, seed, settings):
+    """Up to four chains ("rows" among the settings), 30 outer steps; the Langevin step from a measured norm of J."""
+    settings = {"outer": 30, "decay": 0.83, "rho_max": 10.0, **settings}
+    rows = settings.pop("rows", 4)
+    cost, first = settings["outer"] * (1 + c_vjp), norm_cost(c_vjp)
+    at_least("pnpdm", budget, math.ceil(first + cost))
+    room = budget - first
+    R = max(1, min(rows, int(room // cost)))
+    low, high = item.sigma_range
+    stiffness = item.norm(item) ** 2 + 1.0 / settings.get("rho_min", Config.rho_min) ** 2
+    config = Config(**{"step": 0.5 / stiffness, "sigma_max": high, "sigma_min": max(low, 0.01), "seed": seed,
+                       "inner": max(1, int(room // (cost * R))), **settings})
+    return planned(PnPDM(item.denoise, item.forward_vjp, item.likelihood, config), R, SplitState)
+
+
+METHOD = Method(
+    plan, access=frozenset({"forward", "denoiser", "forward_vjp"}),
+    words="split Gibbs with Langevin steps, Wu et al. 2024", spends="Langevin steps of 4 chains, 30 outer steps",
+    spread=COUPLED,
+    candidates=({}, {"rho_max": 3.0, "rho_min": 0.1}, {"rho_max": 3.0, "rho_min": 0.3}, {"outer": 15, "decay": 0.7}))

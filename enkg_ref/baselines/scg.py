@@ -9,12 +9,25 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from .._xp import array_namespace, to_numpy
-from .schedule import vp_grid
-from .wave import Settings, expect, flat, normals, predictions, repeat, report, require_finite
+from ..likelihood import predictions
+from ..protocol import Method
+from .chain import (
+    ONE_CHAIN,
+    Settings,
+    VPChain,
+    expect,
+    flat,
+    normals,
+    planned,
+    queried_chain,
+    repeat,
+    report,
+    require_finite,
+    vp_start,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class SCG:
+class SCG(VPChain):
     """For i >= i0:  x^c = a_i x + f_i S_i(x) + sqrt(f_i) eps_c, c = 1 .. C;  x <- the x^c with the smallest
 
         L(D(x^c/s_{i+1}, sigma_{i+1}));   before i0 unconditional SDE steps, at the end D.
@@ -68,13 +81,6 @@ class SCG:
     denoise: Callable
     likelihood: Any
     config: Config = Config()
-
-    ACCESS = frozenset({"forward", "denoiser"})
-    STATE = State
-
-    @cached_property
-    def grid(self):
-        return vp_grid(self.config.steps, self.config.sigma_max)
 
     @property
     def first(self):
@@ -99,7 +105,7 @@ class SCG:
     def tell(self, state, y_pred):
         C, i = self.config.candidates, state.level
         R = state.x.shape[0]
-        g = predictions(y_pred, R * C, self.likelihood)
+        g = predictions(y_pred, state.candidates, self.likelihood)
         xp = array_namespace(state.x, g)
         loss = self.likelihood.misfit(g)
         loss = xp.reshape(xp.where(xp.isfinite(loss), loss, xp.full_like(loss, math.inf)), (R, C))
@@ -111,9 +117,6 @@ class SCG:
         info = report(i, self.grid.sigmas[i], g, self.likelihood)
         return self._propose(dataclasses.replace(state, x=x, denoised=denoised, level=i + 1)), info
 
-    def done(self, state):
-        return state.level >= self.config.steps
-
     def counts(self, rows):
         c = self.config
         guided = max(c.steps - 1 - self.first - int(c.official_index_bug), 0)
@@ -121,10 +124,6 @@ class SCG:
         return {"fwd_total": guided * c.candidates * rows, "fwd_seq": guided,
                 "den_total": (c.steps + guided * (c.candidates - kept)) * rows,
                 "den_seq": c.steps + guided * (1 - kept)}
-
-    def _denoise(self, i, x):
-        return require_finite(self.denoise(self.grid.unscaled(i, x), self.grid.sigmas[i]), "denoise", i,
-                              self.grid.sigmas[i])
 
     def _propose(self, state):
         """The candidates of the next guided step; after the last one the answer, D."""
@@ -135,3 +134,18 @@ class SCG:
         eps = normals(c.seed, 1 + i, state.x, (c.candidates,))
         candidates = flat(repeat(mean, c.candidates) + math.sqrt(self.grid.variances[i]) * eps)
         return dataclasses.replace(state, candidates=candidates, proposed=self._denoise(i + 1, candidates))
+
+
+# ------------------------------------------------------------------------------------------------------------- a budget
+def plan(item, budget, c_vjp, seed, settings):
+    """One chain, at least two candidates per step: one is no choice."""
+    threshold = settings.get("threshold", Config.threshold)
+    steps, candidates = queried_chain("scg", budget, lambda n: n - 1 - int(threshold * n), 8, settings, 2)
+    config = Config(**{**vp_start(item), "seed": seed, **settings, "steps": steps, "candidates": candidates})
+    return planned(SCG(item.denoise, item.likelihood, config), 1, State)
+
+
+METHOD = Method(
+    plan, access=frozenset({"forward", "denoiser"}), words="stochastic control guidance, Huang et al. 2024",
+    spends="at least 50 steps where it can pay them, the longest chain with 8 candidates per step", spread=ONE_CHAIN,
+    candidates=({}, {"threshold": 0.0}, {"threshold": 0.5}, {"steps": 25}))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..diffusion import edm_sigmas
 
 BETA_D, BETA_MIN = 19.9, 0.1
+VP_SIGMA_MAX = 152.0  # sigma(1) of (B1), rounded
 
 
 def vp_sigma(t):
@@ -58,10 +59,6 @@ class VPGrid:
     def sde_step(self, i, x, denoised, eps):
         """(B2) E_i(x) = a_i x + f_i S_i(x) + sqrt(f_i) eps."""
         return self.mean(i, x, denoised) + math.sqrt(self.variances[i]) * eps
-
-    def ode_step(self, i, x, denoised):
-        """(B2) a_i x + f_i S_i(x)/2, the probability flow."""
-        return self.gains[i] * x + 0.5 * self.variances[i] * self.score(i, x, denoised)
 
 
 def vp_grid(n, sigma_max=None, sigma_final=0.01):
