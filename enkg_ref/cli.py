@@ -204,9 +204,9 @@ def build_prior(options, problem, threads=None):
         if problem.moments is None:
             raise UsageError(f"prior: got gaussian, which problem {problem.name} does not have, expected a shipped "
                              "prior by name or an .onnx file")
-        from onnx_priors.analytic import StationaryGaussianPrior
+        from onnx_priors.gaussian import GaussianPrior
 
-        return name, StationaryGaussianPrior(*problem.moments()).denoise
+        return name, GaussianPrior.stationary(*problem.moments()).denoise
     from onnx_priors.session import OnnxDenoiser
 
     denoise = OnnxDenoiser(name, device=options.device, threads=threads, **_given(options, "chunk"))
@@ -244,9 +244,9 @@ def build_vjp(options, problem):
     if name is None:
         return problem.denoise_vjp
     if name == "gaussian":
-        from onnx_priors.analytic import StationaryGaussianPrior
+        from onnx_priors.gaussian import GaussianPrior
 
-        return StationaryGaussianPrior(*problem.moments()).denoise_vjp
+        return GaussianPrior.stationary(*problem.moments()).denoise_vjp
     from onnx_priors.session import OnnxDenoiserVJP
 
     file = name.removesuffix(".onnx") + "_vjp.onnx" if name.endswith(".onnx") else name

@@ -18,7 +18,8 @@ pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
 from onnx_priors import manifest, session  # noqa: E402
-from onnx_priors.analytic import GaussianPrior, MixturePrior  # noqa: E402
+from onnx_priors.gaussian import GaussianPrior  # noqa: E402
+from onnx_priors.mixture import MixturePrior  # noqa: E402
 from onnx_priors.session import OnnxDenoiser, OnnxDenoiserVJP, load_prior  # noqa: E402
 
 EVENT = (4, 6)
@@ -419,7 +420,7 @@ def test_a_failing_chunk_fails_the_call_whatever_the_threads(files, monkeypatch)
 
 
 def test_importing_the_session_loads_no_array_framework_and_no_runtime():
-    code = ("import sys, onnx_priors.session, onnx_priors.analytic, onnx_priors.export, onnx_priors.manifest; "
+    code = ("import sys, onnx_priors.session, onnx_priors.gaussian, onnx_priors.mixture, onnx_priors.export; "
             "names = 'torch jax cupy onnx onnxruntime scipy enkg_ref'; "
             "print([name for name in names.split() if name in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
