@@ -21,6 +21,7 @@ from .baselines.deft import OnnxCorrection
 from .compare import arena
 from .enkg import PRESETS, Config, EnKG, guided_window
 from .enkg_r import method as regressed
+from .enkg_r import rule
 from .enkg_r.reference import LEAST_IMAGES, Reference, file_sha256, from_images
 from .ensemble import constant, frobenius, trace
 from .likelihood import Closures, Gaussian
@@ -74,7 +75,7 @@ def _navier_stokes(options):
         if getattr(options, name) in ("mean", "particle", "tempered"):
             raise UsageError(f"{name}: got {getattr(options, name)} with noise-free data, expected --noise above 0")
     if options.method != "enkg":  # they weigh model against measurement: without any noise there is nothing to weigh
-        noise = regressed.assumed_noise(problem.observation.y)
+        noise = rule.assumed_noise(problem.observation.y)
         notes = f"{problem.notes} The noise-free data were inverted with an assumed noise of {noise:.3g}."
         return dataclasses.replace(problem, notes=notes,
                                    observation=dataclasses.replace(problem.observation, noise=noise))
@@ -348,7 +349,7 @@ def build_method(options, problem, denoise, seed, account=None):
             what = f"method {options.method}" if options.method != "enkg" else "a budget"
             raise UsageError(f"{name}: got {getattr(options, name)} with {what}, expected --budget CALLS only")
     if options.budget is None and options.method == "enkg-r":
-        options.budget = 1504 if problem.observation.angular is None else 3840  # what its tables are measured with
+        options.budget = rule.default_budget(problem)
     if options.budget is None:
         raise UsageError(f"budget: got nothing, expected --budget CALLS with method {options.method}")
     item = build_item(options, problem, denoise, [options.method])
