@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnx_priors.manifest import encode_metadata, model_shape
+from onnx_priors.metadata import encode_metadata, model_shape
 
 OPSET, IR_VERSION = 20, 10
 
@@ -104,7 +104,7 @@ class Graph:
         return self._op("Slice", a, self._integers([start]), self._integers([stop]), self._integers([axis]))
 
     def save(self, path, outputs, event_shape, metadata):
-        """Write the prior file. ``outputs``: the values of denoised (and vjp); ``metadata``: see onnx_priors.manifest.
+        """Write the prior file. ``outputs``: the values of denoised (and vjp); ``metadata``: see onnx_priors.metadata.
 
         Without its own sigma_min and sigma_max the metadata say 1e-3 and 1e3.
         """

@@ -11,7 +11,7 @@ import numpy as np
 from onnx_priors._xp import flat_rows, like, noise_level
 from onnx_priors.eigenbasis import eigen, orthonormal
 from onnx_priors.graph import Graph
-from onnx_priors.manifest import model_shape
+from onnx_priors.metadata import model_shape
 
 
 class MixturePrior:

@@ -7,7 +7,7 @@ import importlib.metadata
 from pathlib import Path
 
 from onnx_priors import export
-from onnx_priors.manifest import register_prior
+from onnx_priors.shipping import register_prior
 from onnx_priors.training import edm
 
 
