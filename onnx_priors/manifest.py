@@ -63,6 +63,14 @@ def resolve(name_or_path, kind="denoiser", manifest=MANIFEST):
     return path
 
 
+def check_borrowed_weights(path, metadata):
+    """ValueError unless the file whose weights the model ``path`` reads (its metadata's weights_of) is as it was."""
+    of = metadata.get("weights_of")
+    if of is not None and sha256(path.with_name(of["file"])) != of["sha256"]:
+        raise ValueError(f"prior file {path}: its weights are in {of['file']} beside it, got another version of that "
+                         "file, expected the one it was made with")
+
+
 def register_companion(name, kind, path, manifest=MANIFEST):
     """Enter a file that belongs to a registered prior in the manifest, with its sha256; ``kind`` is one of
     ``COMPANIONS``.

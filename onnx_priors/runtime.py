@@ -35,6 +35,8 @@ def start_session(path, device, cuda_options):
         session = ort.InferenceSession(os.fspath(path), sess_options=options, providers=providers)
     except Exception as error:  # onnxruntime has no public base class of its errors
         reason = " ".join(str(error).split())[:200]
+        if "xternal data" in reason:
+            reason = f"it reads weights of another file, which must lie in the same folder ({reason})"
         raise ValueError(f"prior file {path}: onnxruntime cannot open it on device {device!r}: {reason}") from error
     if session.get_providers()[0] != wanted:  # onnxruntime falls back to the CPU without raising
         raise ValueError(f"device: got {device!r}, but onnxruntime could not start its {wanted} and fell back to "

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from onnx_priors._xp import array_namespace, is_cupy_array, like, require_real, to_numpy
-from onnx_priors.manifest import resolve
+from onnx_priors.manifest import check_borrowed_weights, resolve
 from onnx_priors.metadata import model_shape
 from onnx_priors.runtime import bind, checked_metadata, start_session
 
@@ -55,6 +55,7 @@ class _OnnxPrior:
         self.session = start_session(self.path, self.device, self._cuda_options)
         self._map = map if self.threads == 1 else ThreadPoolExecutor(self.threads).map
         self.metadata = checked_metadata(self.session, self.path, self.INPUTS, self.OUTPUTS)
+        check_borrowed_weights(self.path, self.metadata)
         self.event_shape = self.metadata["event_shape"]
         self.sigma_min, self.sigma_max = self.metadata["sigma_min"], self.metadata["sigma_max"]
         self.phys_net = 0

@@ -36,7 +36,7 @@ def test_every_shipped_file_has_its_checksum_its_size_limit_and_a_complete_card(
     entry = manifest.read_manifest()[name]
     for kind in set(entry) - {"metadata"}:
         path = manifest.resolve(name, kind)  # verifies the sha256
-        assert path.stat().st_size <= 8e6 or kind == "vjp"
+        assert path.stat().st_size <= 8e6
         assert b"stack_trace" not in path.read_bytes()  # they name the files of the machine that exported
     facts = session.load_prior(name, threads=1).metadata
     assert set(metadata.SHIPPED_KEYS) <= set(facts)
