@@ -44,6 +44,7 @@ import numpy as np
 from enkg_ref import Closures, Gaussian, iterate, member_normals
 from enkg_ref.compare.arena import mean_interval
 from enkg_ref.enkg_r import method as regressed
+from enkg_ref.enkg_r import rule
 from enkg_ref.enkg_r.reference import Reference, file_sha256, from_images
 from enkg_ref.enkg_r.regression import Surrogate
 from enkg_ref.run import metrics, report
@@ -96,7 +97,7 @@ def linear_gaussian(options):
             problem = problem_of("B", noise=noise, seed=seed, d=d, m=m)
             likelihood, reference = Gaussian(problem.observation.y, noise), Reference.gaussian(problem.mu, problem.Sigma)
             if by == "rule":
-                config = regressed.settings_by_rule(reference, likelihood, budget, seed=seed)
+                config = rule.settings_by_rule(reference, likelihood, budget, seed=seed)
             else:  # the problem is known to be linear: nothing is forgotten, every evaluation counts everywhere
                 config = regressed.Config(particles=32, levels=budget // 32, sigma_start=1.0, sigma_end=0.1, memory=1.0,
                                           locality=0.0, metric=0.0, model_noise=1.0, seed=seed)
@@ -144,14 +145,14 @@ def navier_stokes(options):
                 y = y.reshape(half, half)[::2, ::2].reshape(-1)
             elif key["data"] == "failed":
                 forward = _unreliable(forward, [seed, field])
-            likelihood = Gaussian(y, noise or regressed.assumed_noise(y))
-            config = regressed.settings_by_rule(reference, likelihood, key["budget"], sigma_range, seed)
+            likelihood = Gaussian(y, noise or rule.assumed_noise(y))
+            config = rule.settings_by_rule(reference, likelihood, key["budget"], sigma_range, seed)
             if options.particles:
                 config = dataclasses.replace(config, particles=options.particles,
                                              levels=key["budget"] // options.particles)
             method = regressed.EnKGR(denoise, likelihood, reference, config)
             if key["data"] == "exact":
-                slope = _exact_slope(problem, reference, noise or regressed.assumed_noise(y), config.particles)
+                slope = _exact_slope(problem, reference, noise or rule.assumed_noise(y), config.particles)
                 method = dataclasses.replace(method, config=dataclasses.replace(config, locality=0.0, metric=0.0),
                                              regress=slope)
             x, facts = run(method, forward, problem.event_shape, seed, "float32")
@@ -167,7 +168,7 @@ def tuned(options):
 
     denoise, reference, sigma_range = _shipped("navier-stokes-32")
     budget = options.budget or 1504
-    settings = list(_by_hand(regressed.settings_by_rule(reference, Gaussian(np.zeros(1)), budget), budget))
+    settings = list(_by_hand(rule.settings_by_rule(reference, Gaussian(np.zeros(1)), budget), budget))
     settings.remove("steepest 0" if budget > 1000 else "s_L / 3")  # without effect there
     if budget > 3000:  # dear
         settings = ["rule", "s_1 / 1.5", "s_L / 3", "c_R .5", "c_R 1", "J 32"]
@@ -175,9 +176,9 @@ def tuned(options):
                                                 range(200, 200 + (options.items or 3)), settings):
         def work(noise=noise, field=field, name=name):
             problem = problem_of(32, noise=noise, seed=field, fft=FFT)
-            likelihood = Gaussian(problem.observation.y, noise or regressed.assumed_noise(problem.observation.y))
-            rule = regressed.settings_by_rule(reference, likelihood, budget, sigma_range)
-            x, facts = run(regressed.EnKGR(denoise, likelihood, reference, _by_hand(rule, budget)[name]),
+            likelihood = Gaussian(problem.observation.y, noise or rule.assumed_noise(problem.observation.y))
+            by_rule = rule.settings_by_rule(reference, likelihood, budget, sigma_range)
+            x, facts = run(regressed.EnKGR(denoise, likelihood, reference, _by_hand(by_rule, budget)[name]),
                            problem.forward, problem.event_shape, 0, "float32")
             return {**calibration(problem.scale * x.astype("float64"), problem.truth), **facts}
 
@@ -232,7 +233,7 @@ def es_mda_table(options):
             y = problem.observation.y
             start = time.process_time()
             x = es_mda(prior.start(member_normals(0, 0, members, (32, 32))),
-                       lambda x: problem.forward(x.astype("float32")), y, noise or regressed.assumed_noise(y),
+                       lambda x: problem.forward(x.astype("float32")), y, noise or rule.assumed_noise(y),
                        assimilations, np.random.default_rng([0, field]))
             return {**calibration(problem.scale * x + problem.shift, problem.truth), "failed": members - len(x),
                     "cpu_seconds": time.process_time() - start, "forward_calls": assimilations * members}
@@ -337,7 +338,7 @@ def _image(problem, shipped, budget, seed):
     denoise, reference, sigma_range = shipped
     data = problem.observation
     likelihood = Closures(data.y, data.noise, data.angular)
-    config = regressed.settings_by_rule(reference, likelihood, budget, sigma_range, seed)
+    config = rule.settings_by_rule(reference, likelihood, budget, sigma_range, seed)
     x, facts = run(regressed.EnKGR(denoise, likelihood, reference, config), problem.forward, problem.event_shape, seed,
                    "float32")
     return problem.scale * x.astype("float64") + problem.shift, facts

@@ -21,6 +21,7 @@ from .baselines.deft import OnnxCorrection
 from .compare import arena
 from .enkg import PRESETS, Config, EnKG, guided_window
 from .enkg_r import method as regressed
+from .enkg_r import rule
 from .enkg_r.reference import LEAST_IMAGES, Reference, file_sha256, from_images
 from .ensemble import constant, frobenius, trace
 from .likelihood import Closures, Gaussian
@@ -74,7 +75,7 @@ def _navier_stokes(options):
         if getattr(options, name) in ("mean", "particle", "tempered"):
             raise UsageError(f"{name}: got {getattr(options, name)} with noise-free data, expected --noise above 0")
     if options.method != "enkg":  # they weigh model against measurement: without any noise there is nothing to weigh
-        noise = regressed.assumed_noise(problem.observation.y)
+        noise = rule.assumed_noise(problem.observation.y)
         notes = f"{problem.notes} The noise-free data were inverted with an assumed noise of {noise:.3g}."
         return dataclasses.replace(problem, notes=notes,
                                    observation=dataclasses.replace(problem.observation, noise=noise))
@@ -204,9 +205,9 @@ def build_prior(options, problem, threads=None):
         if problem.moments is None:
             raise UsageError(f"prior: got gaussian, which problem {problem.name} does not have, expected a shipped "
                              "prior by name or an .onnx file")
-        from onnx_priors.analytic import StationaryGaussianPrior
+        from onnx_priors.gaussian import GaussianPrior
 
-        return name, StationaryGaussianPrior(*problem.moments()).denoise
+        return name, GaussianPrior.stationary(*problem.moments()).denoise
     from onnx_priors.session import OnnxDenoiser
 
     denoise = OnnxDenoiser(name, device=options.device, threads=threads, **_given(options, "chunk"))
@@ -244,9 +245,9 @@ def build_vjp(options, problem):
     if name is None:
         return problem.denoise_vjp
     if name == "gaussian":
-        from onnx_priors.analytic import StationaryGaussianPrior
+        from onnx_priors.gaussian import GaussianPrior
 
-        return StationaryGaussianPrior(*problem.moments()).denoise_vjp
+        return GaussianPrior.stationary(*problem.moments()).denoise_vjp
     from onnx_priors.session import OnnxDenoiserVJP
 
     file = name.removesuffix(".onnx") + "_vjp.onnx" if name.endswith(".onnx") else name
@@ -348,7 +349,7 @@ def build_method(options, problem, denoise, seed, account=None):
             what = f"method {options.method}" if options.method != "enkg" else "a budget"
             raise UsageError(f"{name}: got {getattr(options, name)} with {what}, expected --budget CALLS only")
     if options.budget is None and options.method == "enkg-r":
-        options.budget = 1504 if problem.observation.angular is None else 3840  # what its tables are measured with
+        options.budget = rule.default_budget(problem)
     if options.budget is None:
         raise UsageError(f"budget: got nothing, expected --budget CALLS with method {options.method}")
     item = build_item(options, problem, denoise, [options.method])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnx_priors.manifest import encode_metadata, model_shape
+from onnx_priors.metadata import encode_metadata, model_shape
 
 OPSET = 20
 CHECK_BATCHES = (1, 2, 7)  # none is the example's: a frozen batch axis cannot pass
@@ -30,7 +30,7 @@ def export_denoiser(module, path, event_shape, metadata):
                                float32 (J,), any parametrisation inside; put into eval mode, parameters frozen
     path : path                of the .onnx file, replaced only if the check passes
     event_shape : tuple        (d,), (H, W) or (C, H, W); the module sees (1, 1, d), (1, H, W), (C, H, W)
-    metadata : mapping         see ``onnx_priors.manifest``; sigma_min and sigma_max are required
+    metadata : mapping         see ``onnx_priors.metadata``; sigma_min and sigma_max are required
 
     Returns
     -------
@@ -85,7 +85,7 @@ def attach_metadata(path_in, path_out, **metadata):
     ``attach_metadata("mine.onnx", "prior.onnx", event_shape=(64, 64), sigma_min=.002, sigma_max=80.)``
 
     The model must already have the inputs x, sigma (and v) and the outputs denoised (and vjp); the keys are listed in
-    ``onnx_priors.manifest``. Properties the model already has are kept unless named.
+    ``onnx_priors.metadata``. Properties the model already has are kept unless named.
 
     Raises FileNotFoundError, or ValueError with one line if the metadata or the model violate the contract.
     """

@@ -1,15 +1,7 @@
-"""What a prior file says about itself, and the list of the shipped ones.
+"""The list of the shipped priors: names resolve to files, and the sha256 of each tells a corrupt one. Standard library.
 
-The facts travel twice: inside each model (``metadata_props``: a file is self-contained) and, with its sha256, in
-``weights/manifest.json`` (names resolve, and a corrupt file is noticed). Standard library only.
-
-Metadata keys
--------------
-required : event_shape (1 to 3 ints), sigma_min, sigma_max (floats, 0 < sigma_min < sigma_max < inf)
-written  : format_version
-shipped  : also sigma_data, units, normalisation (what 0 and 1 mean), parametrisation, data, data_licence,
-           weight_licence, training_command, versions (a mapping)
-Further keys are free. ``units`` and ``normalisation`` describe x; a Problem applies them, the session never does.
+``weights/manifest.json`` repeats the metadata of every file (``onnx_priors.metadata``); ``onnx_priors.shipping`` enters
+a new one.
 """
 
 from __future__ import annotations
@@ -17,66 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 
-FORMAT_VERSION = 1
-REQUIRED_KEYS = ("event_shape", "sigma_min", "sigma_max")
-SHIPPED_KEYS = (*REQUIRED_KEYS, "sigma_data", "units", "normalisation", "parametrisation", "data", "data_licence",
-                "weight_licence", "training_command", "versions")
+from onnx_priors.metadata import FORMAT_VERSION
+
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
 COMPANIONS = ("correction", "reference")  # network of DEFT; Gaussian and error table for EnKG-R
-
-_TEXT_KEYS = ("units", "normalisation", "parametrisation", "data", "data_licence", "weight_licence", "training_command")
-
-
-def model_shape(event_shape):
-    """(C, H, W) in which an event is stored: (d,) as (1, 1, d), (H, W) as (1, H, W), (C, H, W) as it is."""
-    if not 1 <= len(event_shape) <= 3:
-        raise ValueError(f"event_shape must have 1, 2 or 3 axes, got {tuple(event_shape)}")
-    return (1,) * (3 - len(event_shape)) + tuple(int(n) for n in event_shape)
-
-
-def encode_metadata(metadata):
-    """Checked metadata as {str: str}, the only form an ONNX model can carry; what is not text becomes JSON.
-
-    Raises ValueError where a required key is missing or senseless.
-    """
-    facts = {"format_version": FORMAT_VERSION, **metadata}
-    missing = [key for key in REQUIRED_KEYS if key not in facts]
-    if missing:
-        raise ValueError(f"prior metadata lacks {', '.join(missing)}; required: {', '.join(REQUIRED_KEYS)}")
-    facts["event_shape"] = [int(n) for n in facts["event_shape"]]
-    model_shape(facts["event_shape"])
-    facts["sigma_min"], facts["sigma_max"] = float(facts["sigma_min"]), float(facts["sigma_max"])
-    if not 0.0 < facts["sigma_min"] < facts["sigma_max"] < math.inf:
-        raise ValueError("prior metadata needs 0 < sigma_min < sigma_max < inf, "
-                         f"got {facts['sigma_min']} and {facts['sigma_max']}")
-    for key in _TEXT_KEYS:
-        if key in facts and not isinstance(facts[key], str):
-            raise ValueError(f"prior metadata {key} must be text, got {type(facts[key]).__name__}")
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-
-
-def decode_metadata(properties):
-    """Metadata of a model's {str: str} properties: the inverse of :func:`encode_metadata`; event_shape is a tuple.
-
-    Raises ValueError if the properties are not those of a prior of this format version.
-    """
-    facts = {}
-    for key, value in properties.items():
-        try:
-            facts[key] = value if key in _TEXT_KEYS else json.loads(value)
-        except ValueError:
-            facts[key] = value
-    if facts.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"prior metadata has format_version {facts.get('format_version')}, expected {FORMAT_VERSION}; "
-                         "onnx_priors.export.attach_metadata writes it")
-    encode_metadata(facts)
-    facts["event_shape"] = tuple(facts["event_shape"])
-    return facts
 
 
 def sha256(path):
@@ -123,27 +63,12 @@ def resolve(name_or_path, kind="denoiser", manifest=MANIFEST):
     return path
 
 
-def register_prior(name, denoiser, vjp=None, manifest=MANIFEST):
-    """Enter a prior into the manifest: files next to it, their sha256, and the metadata read from the denoiser file.
-
-    Raises ValueError if a file lies elsewhere, its contract is violated, or a key of ``SHIPPED_KEYS`` is missing.
-    """
-    from onnx_priors.session import OnnxDenoiser, OnnxDenoiserVJP
-
-    manifest = Path(manifest)
-    metadata = OnnxDenoiser(Path(denoiser)).metadata
-    missing = [key for key in SHIPPED_KEYS if key not in metadata]
-    if missing:
-        raise ValueError(f"prior {name!r} cannot be shipped without metadata {', '.join(missing)}")
-    if vjp is not None and OnnxDenoiserVJP(Path(vjp)).metadata["event_shape"] != metadata["event_shape"]:
-        raise ValueError(f"prior {name!r}: the event shapes of {denoiser} and {vjp} differ")
-    entry = {}
-    for kind, path in (("denoiser", denoiser), ("vjp", vjp)):
-        if path is not None:
-            if Path(path).resolve().parent != manifest.resolve().parent:
-                raise ValueError(f"prior {name!r}: {path} must lie next to {manifest}")
-            entry[kind] = {"file": Path(path).name, "sha256": sha256(path)}
-    _write_manifest({**read_manifest(manifest), name: {**entry, "metadata": metadata}}, manifest)
+def check_borrowed_weights(path, metadata):
+    """ValueError unless the file whose weights the model ``path`` reads (its metadata's weights_of) is as it was."""
+    of = metadata.get("weights_of")
+    if of is not None and sha256(path.with_name(of["file"])) != of["sha256"]:
+        raise ValueError(f"prior file {path}: its weights are in {of['file']} beside it, got another version of that "
+                         "file, expected the one it was made with")
 
 
 def register_companion(name, kind, path, manifest=MANIFEST):
@@ -160,9 +85,10 @@ def register_companion(name, kind, path, manifest=MANIFEST):
     if path.resolve().parent != manifest.resolve().parent:
         raise ValueError(f"prior {name!r}: {path} must lie next to {manifest}")
     priors[name][kind] = {"file": path.name, "sha256": sha256(path)}
-    _write_manifest(priors, manifest)
+    write_manifest(priors, manifest)
 
 
-def _write_manifest(priors, manifest):
+def write_manifest(priors, manifest=MANIFEST):
+    """Write the entries {name: entry} as a manifest, sorted by name."""
     text = json.dumps({"format_version": FORMAT_VERSION, "priors": dict(sorted(priors.items()))}, indent=1)
     manifest.write_text(text + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 ``OnnxDenoiser(prior)(x, sigma)`` is E[x0 | x], ``OnnxDenoiserVJP(prior)(x, sigma, v)`` is (E[x0 | x], J_D^T v). The
 model has float32 inputs ``x`` (J, C, H, W), ``sigma`` (J,) [and ``v``], outputs ``denoised`` [and ``vjp``] like x, a
-symbolic batch axis, and metadata (``onnx_priors.manifest``). onnxruntime runs on bound memory: a C-contiguous float32
+symbolic batch axis, and metadata (``onnx_priors.metadata``). onnxruntime runs on bound memory: a C-contiguous float32
 numpy or torch array on the host is never copied, chunks are views of it, each writes into its slice of the result. On
 the host every core runs chunks of its own: for networks of this size that is faster than sharing each operator.
 
@@ -12,7 +12,6 @@ hardware. Arrays of another kind on a GPU pass through the host.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import math
 import os
@@ -22,7 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from onnx_priors._xp import array_namespace, is_cupy_array, like, require_real, to_numpy
-from onnx_priors.manifest import decode_metadata, model_shape, resolve
+from onnx_priors.manifest import check_borrowed_weights, resolve
+from onnx_priors.metadata import model_shape
+from onnx_priors.runtime import bind, checked_metadata, start_session
 
 SIGMA_RTOL = 1e-6  # some ulp of float32: a schedule that meets sigma_max up to rounding is inside the range
 CHUNK = {"cpu": 16, "cuda": 64}  # rows; on the host what the caches hold, however many threads there are
@@ -51,9 +52,10 @@ class _OnnxPrior:
 
     def _start(self):
         self._stream = None
-        self.session = _session(self.path, self.device, self._cuda_options)
+        self.session = start_session(self.path, self.device, self._cuda_options)
         self._map = map if self.threads == 1 else ThreadPoolExecutor(self.threads).map
-        self.metadata = _checked_metadata(self.session, self.path, self.INPUTS, self.OUTPUTS)
+        self.metadata = checked_metadata(self.session, self.path, self.INPUTS, self.OUTPUTS)
+        check_borrowed_weights(self.path, self.metadata)
         self.event_shape = self.metadata["event_shape"]
         self.sigma_min, self.sigma_max = self.metadata["sigma_min"], self.metadata["sigma_max"]
         self.phys_net = 0
@@ -126,9 +128,9 @@ class _OnnxPrior:
             held = [np.ascontiguousarray(a[rows]) for a in arrays]
             io = self.session.io_binding()
             for name, a in zip(self.INPUTS, (held[0], levels[:n], *held[1:])):
-                _bind(io.bind_input, name, a, (n,) if name == "sigma" else (n, *shape))
+                bind(io.bind_input, name, a, (n,) if name == "sigma" else (n, *shape))
             for name, out in zip(self.OUTPUTS, outputs):
-                _bind(io.bind_output, name, out[rows], (n, *shape))
+                bind(io.bind_output, name, out[rows], (n, *shape))
             self.session.run_with_iobinding(io)
 
         for _ in self._map(run, range(0, J, step)):
@@ -153,9 +155,9 @@ class _OnnxPrior:
                 n = rows.stop - rows.start
                 io = self.session.io_binding()
                 for name, a in zip(self.INPUTS, (arrays[0][rows], levels[:n], *(a[rows] for a in arrays[1:]))):
-                    _bind(io.bind_input, name, a, (n,) if name == "sigma" else (n, *shape), device_id)
+                    bind(io.bind_input, name, a, (n,) if name == "sigma" else (n, *shape), device_id)
                 for name, out in zip(self.OUTPUTS, outputs):
-                    _bind(io.bind_output, name, out[rows], (n, *shape), device_id)
+                    bind(io.bind_output, name, out[rows], (n, *shape), device_id)
                 self.session.run_with_iobinding(io)
             self._mark_nonfinite(cupy, sigma, arrays, outputs)
             stream.synchronize()
@@ -241,93 +243,3 @@ class OnnxDenoiserVJP(_OnnxPrior):
         """(E[x0 | x], J_D(x)^T v), both like x; v (J, *event) of the namespace of x. sigma = 0 returns (x, v)."""
         outputs = self._call(sigma, x, v)
         return (x, v) if outputs is None else tuple(outputs)
-
-
-def _bind(bind, name, a, shape, cuda_device=None):
-    """Bind memory by pointer. onnxruntime trusts the shape and reads garbage from any other layout, hence the check."""
-    if a.dtype != np.float32 or not a.flags.c_contiguous:
-        raise AssertionError(f"{name}: only C-contiguous float32 memory may be bound by pointer")
-    if cuda_device is None:
-        bind(name, "cpu", 0, np.float32, shape, a.ctypes.data)
-    else:
-        bind(name, "cuda", cuda_device, np.float32, shape, a.data.ptr)
-
-
-def _onnxruntime():
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("ONNX priors need onnxruntime: install the extra cpu or the extra gpu (enkg_ref[cpu] or "
-                          "enkg_ref[gpu], never both)") from error
-    return onnxruntime
-
-
-def _clash():
-    """One sentence if both onnxruntime packages are installed (they own the same folder), else ''."""
-    try:
-        for package in ("onnxruntime", "onnxruntime-gpu"):
-            importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    return "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, install one"
-
-
-def _session(path, device, cuda_options):
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}')
-    clash = _clash()
-    if clash:
-        warnings.warn(clash, UserWarning, stacklevel=4)
-    ort = _onnxruntime()
-    wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[kind]
-    if wanted not in ort.get_available_providers():
-        raise ValueError(f"device: got {device!r}, but the installed onnxruntime has no {wanted}, expected the extra "
-                         f"gpu (enkg_ref[gpu]) in place of the extra cpu{'; ' + clash if clash else ''}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # the threads share chunks, not operators
-    options.log_severity_level = 3
-    providers = [wanted]
-    if kind == "cuda":
-        if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
-        providers = [(wanted, cuda_options(int(index or 0)))]
-    try:
-        session = ort.InferenceSession(os.fspath(path), sess_options=options, providers=providers)
-    except Exception as error:  # onnxruntime has no public base class of its errors
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"prior file {path}: onnxruntime cannot open it on device {device!r}: {reason}") from error
-    if session.get_providers()[0] != wanted:  # onnxruntime falls back to the CPU without raising
-        raise ValueError(f"device: got {device!r}, but onnxruntime could not start its {wanted} and fell back to "
-                         f"{session.get_providers()[0]}{'; ' + clash if clash else ''}")
-    return session
-
-
-def _checked_metadata(session, path, inputs, outputs):
-    """Metadata of a model that fulfils the contract; ValueError with one line for a model that does not."""
-
-    def refuse(what, got, expected):
-        raise ValueError(f"prior file {path}: {what} {got}, expected {expected}")
-
-    for what, nodes, names in (("inputs", session.get_inputs(), inputs), ("outputs", session.get_outputs(), outputs)):
-        if sorted(n.name for n in nodes) != sorted(names):
-            refuse(what, [n.name for n in nodes], list(names))
-        for node in nodes:
-            if node.type != "tensor(float)":
-                refuse(node.name, f"has type {node.type}", "tensor(float)")
-            rank = 1 if node.name == "sigma" else 4
-            if len(node.shape) != rank:
-                refuse(node.name, f"has rank {len(node.shape)}", rank)
-            if not isinstance(node.shape[0], (str, type(None))):
-                refuse(node.name, f"has a fixed batch of {node.shape[0]}", "a symbolic batch axis")
-    try:
-        metadata = decode_metadata(session.get_modelmeta().custom_metadata_map)
-    except ValueError as error:
-        raise ValueError(f"prior file {path}: {error}") from error
-    shape = model_shape(metadata["event_shape"])
-    for node in (*session.get_inputs(), *session.get_outputs()):
-        sizes = node.shape[1:]
-        if node.name != "sigma" and any(isinstance(n, int) and n != m for n, m in zip(sizes, shape)):
-            refuse(node.name, f"has event axes {tuple(sizes)}",
-                   f"{shape} for the event_shape {metadata['event_shape']} of its metadata")
-    return metadata

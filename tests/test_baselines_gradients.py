@@ -5,7 +5,7 @@ import pytest
 
 from enkg_ref import Gaussian
 from enkg_ref.baselines import DPS, dps
-from onnx_priors.analytic import MixturePrior
+from onnx_priors.mixture import MixturePrior
 
 
 def mixture():

@@ -16,7 +16,7 @@ import pytest
 from enkg_ref import cli
 from enkg_ref.compare import arena
 from enkg_ref.enkg_r.reference import Reference
-from onnx_priors.analytic import GaussianPrior
+from onnx_priors.gaussian import GaussianPrior
 
 SMALL = ["--particles", "16", "--steps", "8", "--quiet"]
 

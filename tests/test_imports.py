@@ -87,10 +87,13 @@ def test_modules_of_the_method_import_downwards_only():
                 assert other <= own, f"{module_name(path)} imports {name}"
 
 
-def test_the_imports_of_the_method_have_no_cycle():
-    known = {module_name(path) for path in sources("enkg_ref")} - {"enkg_ref"}
+@pytest.mark.parametrize("package", [
+    "enkg_ref", "onnx_priors",
+    pytest.param("problems", marks=pytest.mark.xfail(reason="navier_stokes and vorticity, vlbi and uvfits do"))])
+def test_no_two_files_of_a_package_import_each_other_not_even_by_way_of_others(package):
+    known = {module_name(path) for path in sources(package)} - {package}
     graph = {}
-    for path in sources("enkg_ref"):
+    for path in sources(package):
         targets = {name if name in known else name.rpartition(".")[0] for name in imports(path)}
         graph[module_name(path)] = targets & known - {module_name(path)}
     done = set()

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-from onnx_priors.analytic import GaussianPrior  # noqa: E402
 from onnx_priors.export import attach_metadata, export_denoiser, export_vjp  # noqa: E402
+from onnx_priors.gaussian import GaussianPrior  # noqa: E402
 from onnx_priors.session import OnnxDenoiser, OnnxDenoiserVJP  # noqa: E402
 
 SIZE = 16

@@ -17,8 +17,10 @@ import pytest
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-from onnx_priors import manifest, session  # noqa: E402
-from onnx_priors.analytic import GaussianPrior, MixturePrior  # noqa: E402
+from onnx_priors import manifest, metadata, runtime, session, shipping  # noqa: E402
+from onnx_priors.gaussian import GaussianPrior  # noqa: E402
+from onnx_priors.metadata import encode_metadata  # noqa: E402
+from onnx_priors.mixture import MixturePrior  # noqa: E402
 from onnx_priors.session import OnnxDenoiser, OnnxDenoiserVJP, load_prior  # noqa: E402
 
 EVENT = (4, 6)
@@ -68,7 +70,7 @@ def write_model(path, operator="Identity", *, metadata=RANGE, drop=(), element=o
     graph = onnx.helper.make_graph(nodes, "model", inputs, [ports["denoised"]])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     if metadata is not None:
-        onnx.helper.set_model_props(model, manifest.encode_metadata(metadata))
+        onnx.helper.set_model_props(model, encode_metadata(metadata))
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -183,13 +185,13 @@ def test_torch_tensors_of_any_layout_and_with_gradients_are_accepted(denoise):
 @pytest.fixture
 def spy(monkeypatch):
     """Every array whose memory is bound, with the name of its port."""
-    bound, bind = [], session._bind
+    bound, bind = [], session.bind
 
     def record(method, name, a, *rest):
         bound.append((name, a))
         return bind(method, name, a, *rest)
 
-    monkeypatch.setattr(session, "_bind", record)
+    monkeypatch.setattr(session, "bind", record)
     return bound
 
 
@@ -233,7 +235,7 @@ def test_binding_itself_refuses_what_it_would_read_wrongly(denoise):
     io = denoise.session.io_binding()
     for a in (ensemble(6)[::2], ensemble(6).astype(np.float64)):
         with pytest.raises(AssertionError, match="C-contiguous float32"):
-            session._bind(io.bind_input, "x", a, (3, 1, *EVENT))
+            session.bind(io.bind_input, "x", a, (3, 1, *EVENT))
 
 
 def test_neighbours_of_a_slice_are_neither_read_nor_written(files):
@@ -382,7 +384,7 @@ def test_an_unknown_device_is_refused(files, device):
 
 
 def test_two_onnxruntime_packages_are_noticed(files, monkeypatch):
-    monkeypatch.setattr(session.importlib.metadata, "distribution", lambda name: name)
+    monkeypatch.setattr(runtime.importlib.metadata, "distribution", lambda name: name)
     with pytest.warns(UserWarning, match="onnxruntime and onnxruntime-gpu are both installed"):
         OnnxDenoiser(files / "mixture.onnx")
     monkeypatch.setattr(pytest.importorskip("onnxruntime"), "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -419,7 +421,7 @@ def test_a_failing_chunk_fails_the_call_whatever_the_threads(files, monkeypatch)
 
 
 def test_importing_the_session_loads_no_array_framework_and_no_runtime():
-    code = ("import sys, onnx_priors.session, onnx_priors.analytic, onnx_priors.export, onnx_priors.manifest; "
+    code = ("import sys, onnx_priors.session, onnx_priors.gaussian, onnx_priors.mixture, onnx_priors.export; "
             "names = 'torch jax cupy onnx onnxruntime scipy enkg_ref'; "
             "print([name for name in names.split() if name in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -448,7 +450,7 @@ def test_metadata_come_back_as_they_were_written(denoise):
         assert facts[key] == value and type(facts[key]) is type(value), key
     assert facts["event_shape"] == denoise.event_shape == EVENT
     assert (denoise.sigma_min, denoise.sigma_max) == (0.002, 80.0)
-    assert facts["format_version"] == manifest.FORMAT_VERSION
+    assert facts["format_version"] == metadata.FORMAT_VERSION
 
 
 @pytest.mark.parametrize(("facts", "words"), [
@@ -459,7 +461,7 @@ def test_metadata_come_back_as_they_were_written(denoise):
 ])
 def test_senseless_metadata_are_refused(facts, words):
     with pytest.raises(ValueError) as error:
-        manifest.encode_metadata(facts)
+        metadata.encode_metadata(facts)
     one_line(error, *words)
 
 
@@ -470,8 +472,8 @@ def shipped(files, tmp_path, monkeypatch):
         (tmp_path / name).write_bytes((files / name).read_bytes())
     (tmp_path / "alone.onnx").write_bytes((files / "mixture.onnx").read_bytes())
     listing = tmp_path / "manifest.json"
-    manifest.register_prior("five-blobs-6", tmp_path / "mixture.onnx", tmp_path / "mixture-vjp.onnx", manifest=listing)
-    manifest.register_prior("alone-6", tmp_path / "alone.onnx", manifest=listing)
+    shipping.register_prior("five-blobs-6", tmp_path / "mixture.onnx", tmp_path / "mixture-vjp.onnx", manifest=listing)
+    shipping.register_prior("alone-6", tmp_path / "alone.onnx", manifest=listing)
     monkeypatch.setattr(session, "resolve", partial(manifest.resolve, manifest=listing))
     return tmp_path
 
@@ -514,7 +516,7 @@ def test_a_shipped_file_that_was_changed_or_lost_is_refused(shipped):
 def test_a_prior_without_licence_and_origin_cannot_be_registered(tmp_path):
     path = write_model(tmp_path / "bare.onnx")
     with pytest.raises(ValueError) as error:
-        manifest.register_prior("bare", path, manifest=tmp_path / "manifest.json")
+        shipping.register_prior("bare", path, manifest=tmp_path / "manifest.json")
     one_line(error, "data_licence", "training_command")
     assert not (tmp_path / "manifest.json").exists()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from enkg_ref.enkg_r.reference import Reference, file_sha256
-from onnx_priors.analytic import GaussianPrior
+from onnx_priors.gaussian import GaussianPrior
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from enkg_ref.enkg_r.method import (
     hold_above_4,
     isotropic,
     model_noise,
-    settings_by_rule,
     twice_the_median,
 )
 from enkg_ref.enkg_r.reference import Reference
 from enkg_ref.enkg_r.regression import Surrogate
+from enkg_ref.enkg_r.rule import settings_by_rule
 
 STRICTEST_EXTENSIONS = ("linalg",)
 

@@ -62,12 +62,12 @@ def test_the_start_has_the_moments_of_the_reference_rest_included():
 
 def test_the_fourier_modes_of_a_stationary_gaussian_give_the_derivative_of_its_exact_denoiser():
     """Cov[x0 | x] = s^2 dD/dx, for any prior; here by differences of the denoiser, which is affine."""
-    from onnx_priors.analytic import StationaryGaussianPrior
+    from onnx_priors.gaussian import GaussianPrior
 
     n, rng = 8, np.random.default_rng(4)
     mean = rng.standard_normal((n, n))
     spectrum = np.mean(np.abs(np.fft.rfft2(rng.standard_normal((50, n, n)))) ** 2, axis=0)
-    prior, whole = StationaryGaussianPrior(mean, spectrum), Reference.stationary(mean, spectrum)
+    prior, whole = GaussianPrior.stationary(mean, spectrum), Reference.stationary(mean, spectrum)
     for s in (0.3, 2.0, 20.0):
         slopes = (prior.denoise(mean + np.eye(n * n).reshape(-1, n, n), s) - mean).reshape(n * n, n * n)
         C = (whole.modes * whole.conditional(s)[0]) @ whole.modes.T

@@ -32,6 +32,7 @@ from .._xp import member_normals, to_numpy
 from ..baselines import blade, deft, diffpir, dpg, dps, eki, gsg, mmps, pnpdm, scg
 from ..diffusion import flow_to_zero
 from ..enkg_r import method as regressed
+from ..enkg_r import rule
 from ..likelihood import Gaussian
 from ..run import metrics, runner
 from ..run.ledger import Ledger
@@ -199,12 +200,6 @@ def _plan_enkg(item, budget, c_vjp, seed, settings):
     return enkg.EnKG(item.denoise, item.likelihood, config), particles
 
 
-def _plan_enkg_r(item, budget, c_vjp, seed, settings):
-    config = regressed.settings_by_rule(item.reference, item.likelihood, budget, item.sigma_range, seed)
-    config = dataclasses.replace(config, **settings)
-    return regressed.EnKGR(item.denoise, item.likelihood, item.reference, config), config.particles
-
-
 def _plan_eki(item, budget, c_vjp, seed, settings):
     settings = dict(settings)
     _at_least("eki", budget, 4)
@@ -308,7 +303,7 @@ def _plan_deft(item, budget, c_vjp, seed, settings):
 METHODS = {
     "enkg": Method(_plan_enkg, enkg.EnKG.ACCESS, "Ensemble Kalman Diffusion Guidance, arXiv 2409.20175",
                    "J particles at 40 levels, fewer levels rather than J below 64, 32, 16"),
-    "enkg-r": Method(_plan_enkg_r, regressed.EnKGR.ACCESS | {"reference"},
+    "enkg-r": Method(rule.plan, regressed.EnKGR.ACCESS | {"reference"},
                      "our extension, not in the paper: regressed sensitivities",
                      "16 to 64 particles, the rest in levels"),
     "eki": Method(_plan_eki, baselines.EKI.ACCESS, "ensemble Kalman inversion, Iglesias et al. 2013",

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from .._xp import array_namespace, device, like, member_normals, to_numpy
-from ..likelihood import Closures
 from .reference import Reference
 from .regression import SMALLEST_LOCAL_WEIGHT, local_weights, ridge_regression
 
@@ -116,44 +115,6 @@ class Config:
     def counts(self):
         """Sequential calls of a whole run: one forward and one denoiser call per level (and particle)."""
         return {"forward": self.levels, "denoiser": self.levels}
-
-
-def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf), seed=0):
-    """Settings from the prior's reference, the data and the number of forward calls; nothing is tuned per problem.
-
-    J = 16 up to 750 calls, 32 up to 3,000, 64 above; L = budget // J.
-    s_1 = 2 x the prior's pointwise standard deviation std, or .6 x the rms standard deviation of its leading modes
-    (sum l^2/sum l)^1/2 if that is larger, but at most 3 x std unless some data are angles, whose branches are chosen
-    early; s_L = max(2 sigma_y/gain, .15 std), where some data are angles .05 std; both inside the denoiser's range, s_L
-    at most s_1; geometric. At lower levels the spread falls and the error of the mean rises again (measured on
-    Navier-Stokes without noise); of two simulated images one lost 4 dB at .15.
-    rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 500]: n evaluations carry the regression.
-    Per n new evaluations s falls by the factor .4 at most, .4^(J/n) per level: particles that outrun the regression
-    keep their error and lose their spread. With few calls the levels therefore end above s_L.
-    c_R = .25, R shrunk towards tr(S)/m I, or, where some data are angles, towards the diagonal; there outliers are
-    replaced. The level is held while kappa > 4.
-
-    sigma_range : (sigma_min, sigma_max) of the denoiser.  Raises ValueError if the budget is below 64 calls.
-    """
-    if budget < 64:
-        raise ValueError(f"budget: got {budget} forward calls, expected at least 64 (4 levels of 16 particles)")
-    J = 16 if budget <= 750 else 32 if budget <= 3000 else 64
-    evaluations = min(max(reference.active_modes(0.95), 100), 500)
-    lowest, highest = sigma_range
-    closures = isinstance(likelihood, Closures)
-    leading = math.sqrt(float(np.sum(reference.variances**2) / np.sum(reference.variances)))
-    start = max(2.0 * reference.std, 0.6 * leading)
-    start = min(start if closures else min(start, 3.0 * reference.std), highest)
-    end = max((0.05 if closures else 0.15) * reference.std, lowest)
-    return Config(
-        particles=J, levels=budget // J, sigma_start=start, sigma_end=min(end, start),
-        steepest=0.4 ** (J / evaluations), memory=1.0 - J / evaluations, seed=seed, model_noise=0.25,
-        shrink_to=diagonal if closures else isotropic, outliers=twice_the_median if closures else None)
-
-
-def assumed_noise(y):
-    """Standard deviation to invert noise-free data with: 2 % of the standard deviation of y. A Gamma of 0 has no R."""
-    return 0.02 * float(np.std(y))
 
 
 # --------------------------------------------------------------------------------------------------------- the method
@@ -253,81 +214,45 @@ class EnKGR:
         Raises ValueError for a wrong number of rows, FloatingPointError if the history has fewer than three rows that
         did not fail or the denoiser's output is not finite.
         """
-        c, level, s = self.config, state.level, state.sigma
-        xp = array_namespace(state.x, y_pred)
-        J, m = c.particles, self.likelihood.size
+        measured = self._difference(y_pred, state.x)
+        alive = _plausible(measured, state.history_d)
+        replaced, stand_in = self._outliers(state, measured, alive)
+        a = self.reference.coordinates(state.denoised)
+        history = self._remember(state, a, measured, alive, replaced)
+        surrogate = self._fit(a, *history)  # (E3), (E4)
+
+        D, d = _take(state.denoised, stand_in), _take(measured, stand_in)
+        if not alive.all():
+            xp = array_namespace(d)
+            d = xp.where(like(alive[stand_in][:, None], d) > 0.5, d, surrogate.predict(a))
+        x, R_diag, retries, lost = self._sample(state, D, d, surrogate)  # (E5), (E6)
+
+        judged = self._judge(state.sigma, surrogate, R_diag, _take(measured, np.flatnonzero(alive & ~replaced)))
+        held = self.config.hold is not None and self.config.hold(judged["kappa"])  # (E9)
+        following = dataclasses.replace(
+            state, x=x, history_x=history[0], history_d=history[1], history_weight=history[2], model_noise=R_diag,
+            sigma=state.sigma if held else self._next_sigma(state.sigma, state.level, judged["gain"]),
+            level=state.level + 1, forward_calls=state.forward_calls + 1)
+        if not self.done(following):
+            following = self._renoise(following)
+
+        xp = array_namespace(x)
+        misfit, mean_misfit = _misfits(_take(measured, np.flatnonzero(alive)))
+        return following, Info(
+            level=state.level, sigma=state.sigma, misfit=misfit, mean_misfit=mean_misfit, **judged,
+            ridge=surrogate.ridge, evaluations=history[2].shape[0], spread=float(xp.sqrt(xp.mean(xp.var(x, axis=0)))),
+            held=held, retries=retries, lost=lost, replaced=_rows(replaced), failed_rows=_rows(~alive),
+            forward_calls=following.forward_calls, denoiser_calls=following.denoiser_calls)
+
+    # ---- the steps of a level, in the order of `tell`
+    def _difference(self, y_pred, x):
+        """d = Gamma^-1/2 (g - y), angles wrapped.  (J, *obs) -> (J, m)"""
+        J, m = self.config.particles, self.likelihood.size
         if y_pred.shape[0] != J or math.prod(y_pred.shape[1:]) != m:
             raise ValueError(f"forward: got an output of shape {tuple(y_pred.shape)}, expected ({J}, {m}): "
                              "forward must return one row per particle")
-        d = self.likelihood.whiten(self.likelihood.difference(xp.reshape(y_pred, (J, -1))))
-        alive = _plausible(d, state.history_d)
-        replaced, stand_in = self._outliers(state, d, alive)
-        a = self.reference.coordinates(state.denoised)
-        history_x, history_d, weight = self._remember(state, a, d, alive, replaced)
-        if weight.shape[0] < 3:
-            raise FloatingPointError(f"forward: {int(alive.sum())} of {J} rows are finite at level {level} (sigma = "
-                                     f"{s:.4g}), expected at least 3 finite evaluations to estimate the model error")
-
-        surrogate = self._fit(a, history_x, history_d, weight)
-        measured, kept = _take(d, np.flatnonzero(alive)), _take(d, np.flatnonzero(alive & ~replaced))
-        D, d = _take(state.denoised, stand_in), _take(d, stand_in)
-        if not alive.all():
-            d = xp.where(like(alive[stand_in][:, None], d) > 0.5, d, surrogate.predict(a))
-
-        conditional = self.reference.conditional(s)
-        zeta, zeta_a = self.reference.coloured(self._normals(state, 0, D.shape[1:], D), *conditional)
-        variances = like(conditional[0][:, None], a)
-        xi = self._normals(state, 1, (m + surrogate.errors.shape[0],), d)
-        for retries in range(RETRIES + 1):
-            R, e = model_noise(surrogate.errors, xi, c.model_noise * 10.0**retries, c.shrink_to)
-            x = D + zeta + self.reference.along_modes(condition(d, zeta_a, e, surrogate.slope, variances, R), D.shape)
-            lost = not self._within_prior(x)
-            if not lost:
-                break
-        if lost:
-            x = D + zeta  # the prior's own conditional sample: the level is lost, the run is not
-
-        R_diag = xp.linalg.diagonal(R) / 10.0**retries  # as estimated: a retry must not hide what made it necessary
-        noise_ratio = float(xp.mean(R_diag))
-        response = float(xp.mean(xp.sum(variances * surrogate.slope**2, axis=0)))  # tr(H C H')/m
-        kappa = _misfits(kept)[1] / (response + noise_ratio + 1.0)
-        gain = math.sqrt(response * self.reference.mean.size / self.reference.total_variance(*conditional))
-        held = c.hold is not None and c.hold(kappa)
-        following = dataclasses.replace(
-            state, x=x, history_x=history_x, history_d=history_d, history_weight=weight, model_noise=R_diag,
-            sigma=s if held else self._next_sigma(s, level, gain), level=level + 1,
-            forward_calls=state.forward_calls + 1)
-        if not self.done(following):
-            following = self._renoise(following)
-        misfit, mean_misfit = _misfits(measured)
-        info = Info(
-            level=level, sigma=s, misfit=misfit, mean_misfit=mean_misfit, kappa=kappa, noise_ratio=noise_ratio,
-            gain=gain, ridge=surrogate.ridge, evaluations=weight.shape[0],
-            spread=float(xp.sqrt(xp.mean(xp.var(x, axis=0)))), held=held, retries=retries, lost=lost,
-            replaced=_rows(replaced), failed_rows=_rows(~alive), forward_calls=following.forward_calls,
-            denoiser_calls=following.denoiser_calls)
-        return following, info
-
-    def _fit(self, a, x, d, weight):
-        """The linear model at the current points a, from the history; distances count mode k (l_k/l_1)^metric times."""
-        c, xp = self.config, array_namespace(x)
-        variances = self.reference.variances
-        metric = like(np.maximum(variances / variances[0], 1e-12)[None, :] ** c.metric, x)
-        near = local_weights(x * metric, a * metric, weight, c.locality)
-        rows = np.flatnonzero(to_numpy(near) > SMALLEST_LOCAL_WEIGHT)
-        x, d, near = (_take(v, rows) for v in (x * metric, d, near)) if len(rows) >= 3 else (x * metric, d, weight)
-        scale = None if c.shrink_to is isotropic else 1.0 / xp.sqrt(1.0 + _variance(d))
-        return self.regress(x, d, near, scale).unscaled(metric)
-
-    def _renoise(self, state):
-        """x_j = x0_j + s eps_j and D_j = D(x_j, s) for the next level."""
-        x = state.x + state.sigma * self._normals(state, 2, state.x.shape[1:], state.x)
-        D = self.denoise(x, state.sigma)
-        xp = array_namespace(D)
-        if not bool(xp.all(xp.isfinite(D))):
-            raise FloatingPointError(f"denoise: got a non-finite output at level {state.level} (sigma = "
-                                     f"{state.sigma:.4g}), expected finite numbers")
-        return dataclasses.replace(state, denoised=D, denoiser_calls=state.denoiser_calls + 1)
+        xp = array_namespace(x, y_pred)
+        return self.likelihood.whiten(self.likelihood.difference(xp.reshape(y_pred, (J, -1))))
 
     def _outliers(self, state, d, alive):
         """(E7b) Which rows are replaced, and by which row each is represented; from the second level on."""
@@ -342,14 +267,73 @@ class EnKGR:
         return replaced, rows
 
     def _remember(self, state, a, d, alive, replaced):
-        """The history with this level's finite rows, older rows weighted down by rho and dropped below min_weight."""
+        """The history with this level's finite rows, older rows weighted down by rho and dropped below min_weight.
+
+        -> (coordinates of D (n, r), whitened differences (n, m), weights (n,))
+        """
         xp, c = array_namespace(a, d), self.config
         old = c.memory * to_numpy(state.history_weight)
         weight = np.concatenate([old, np.where(alive, np.where(replaced, REPLACED_WEIGHT, 1.0), 0.0)])
         # a level without a finite row must not age the history to nothing
         keep = np.flatnonzero(weight > 0 if not alive.any() else weight >= c.min_weight)
+        if len(keep) < 3:
+            raise FloatingPointError(f"forward: {int(alive.sum())} of {len(alive)} rows are finite at level "
+                                     f"{state.level} (sigma = {state.sigma:.4g}), expected at least 3 finite "
+                                     "evaluations to estimate the model error")
         return (_take(xp.concat([state.history_x, a]), keep), _take(xp.concat([state.history_d, d]), keep),
                 like(weight[keep], a))
+
+    def _fit(self, a, x, d, weight):
+        """The linear model at the current points a, from the history; distances count mode k (l_k/l_1)^metric times."""
+        c, xp = self.config, array_namespace(x)
+        variances = self.reference.variances
+        metric = like(np.maximum(variances / variances[0], 1e-12)[None, :] ** c.metric, x)
+        near = local_weights(x * metric, a * metric, weight, c.locality)
+        rows = np.flatnonzero(to_numpy(near) > SMALLEST_LOCAL_WEIGHT)
+        x, d, near = (_take(v, rows) for v in (x * metric, d, near)) if len(rows) >= 3 else (x * metric, d, weight)
+        scale = None if c.shrink_to is isotropic else 1.0 / xp.sqrt(1.0 + _variance(d))
+        return self.regress(x, d, near, scale).unscaled(metric)
+
+    def _sample(self, state, D, d, surrogate):
+        """(E5), (E6) New particles from D and d; again with ten times R while a particle leaves the prior.
+
+        -> x (J, *event), the diagonal of R as estimated (m,), the number of retries, whether the level was lost
+        """
+        c, xp = self.config, array_namespace(d)
+        conditional = self.reference.conditional(state.sigma)  # (E1)
+        zeta, zeta_a = self.reference.coloured(self._normals(state, 0, D.shape[1:], D), *conditional)
+        variances = like(conditional[0][:, None], d)
+        xi = self._normals(state, 1, (d.shape[1] + surrogate.errors.shape[0],), d)
+        for retries in range(RETRIES + 1):
+            R, e = model_noise(surrogate.errors, xi, c.model_noise * 10.0**retries, c.shrink_to)
+            x = D + zeta + self.reference.along_modes(condition(d, zeta_a, e, surrogate.slope, variances, R), D.shape)
+            lost = not self._within_prior(x)
+            if not lost:
+                break
+        if lost:
+            x = D + zeta  # the prior's own conditional sample: the level is lost, the run is not
+        # as estimated: a retry must not hide what made it necessary
+        return x, xp.linalg.diagonal(R) / 10.0**retries, retries, lost
+
+    def _judge(self, sigma, surrogate, R_diag, kept):
+        """kappa (E9) of the rows kept (., m), the noise ratio tr R/m, and the gain of the data."""
+        xp = array_namespace(R_diag)
+        conditional = self.reference.conditional(sigma)
+        variances = like(conditional[0][:, None], surrogate.slope)
+        noise_ratio = float(xp.mean(R_diag))
+        response = float(xp.mean(xp.sum(variances * surrogate.slope**2, axis=0)))  # tr(H C H')/m
+        return {"kappa": _misfits(kept)[1] / (response + noise_ratio + 1.0), "noise_ratio": noise_ratio,
+                "gain": math.sqrt(response * self.reference.mean.size / self.reference.total_variance(*conditional))}
+
+    def _renoise(self, state):
+        """x_j = x0_j + s eps_j and D_j = D(x_j, s) for the next level."""
+        x = state.x + state.sigma * self._normals(state, 2, state.x.shape[1:], state.x)
+        D = self.denoise(x, state.sigma)
+        xp = array_namespace(D)
+        if not bool(xp.all(xp.isfinite(D))):
+            raise FloatingPointError(f"denoise: got a non-finite output at level {state.level} (sigma = "
+                                     f"{state.sigma:.4g}), expected finite numbers")
+        return dataclasses.replace(state, denoised=D, denoiser_calls=state.denoiser_calls + 1)
 
     def _next_sigma(self, s, level, gain):
         """Geometric from here to the current s_L over the levels that are left; never up, never too steeply down."""
@@ -369,7 +353,7 @@ class EnKGR:
 
 
 def model_noise(errors, xi, c_r, shrink_to):
-    """(E5) R = c_R (.7 S + .3 target(S)), S = errors' errors, and e ~ N(0, 1 + R) centred over the particles.
+    """(E5) R = c_R (0.7 S + 0.3 target(S)), S = errors' errors, and e ~ N(0, 1 + R) centred over the particles.
 
     errors : (n, m);  xi : (J, m + n) standard normal;  -> (m, m), (J, m)
     """

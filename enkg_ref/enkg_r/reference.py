@@ -26,7 +26,7 @@ class Reference:
 
     mean : (*event);  modes V : (d, r), orthonormal columns, in falling order of variance;  variances : (r,)
     rest : variance of each of the d - r directions outside the modes
-    table_sigmas : (S,), rising;  table : (S, r + 1), r_k(s) in [.05, 1], the last column for the rest. Empty: r = 1,
+    table_sigmas : (S,), rising;  table : (S, r + 1), r_k(s) in [0.05, 1], the last column for the rest. Empty: r = 1,
     which is exact for a Gaussian prior
     prior : sha256 of the prior's file, or ""
 
@@ -224,7 +224,7 @@ def from_images(images, denoise=None, sigmas=None, held_out=None, modes=None, se
     """Gaussian reference from images in prior units, and the error table r_k(s) of the prior's denoiser.
 
     r_k(s) = mean (v_k . (D(x, s) - x0))^2 / (l_k s^2/(l_k + s^2)) over the last ``held_out`` images, x = x0 + s noise,
-    numerator and denominator each averaged over nine neighbouring modes; clipped to [.05, 1].
+    numerator and denominator each averaged over nine neighbouring modes; clipped to [0.05, 1].
 
     images : (n, *event), n >= 32, held_out + 3; those of the training set, symmetries included if the prior has them
     denoise : the prior, or None for a Gaussian prior (r = 1)

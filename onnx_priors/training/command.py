@@ -6,8 +6,7 @@ import argparse
 import importlib.metadata
 from pathlib import Path
 
-from onnx_priors import export
-from onnx_priors.manifest import register_prior
+from onnx_priors import export, shipping
 from onnx_priors.training import edm
 
 
@@ -69,10 +68,12 @@ def write(denoiser, path, size, facts, forms, **more):
     about = {**facts, "parametrisation": forms[0], **more}
     export.export_denoiser(denoiser, path, size, about)
     export.export_vjp(denoiser, vjp, size, about)
-    register_prior(path.stem, path, vjp, manifest=manifest)
+    shipping.borrow_weights(vjp, path)
+    shipping.register_prior(path.stem, path, vjp, manifest=manifest)
     gaussian = path.with_name(f"{path.stem}-gaussian.onnx")
     export.export_denoiser(denoiser.gaussian, gaussian, size, {**facts, "parametrisation": forms[1]})
-    register_prior(gaussian.stem, gaussian, None, manifest=manifest)
+    shipping.borrow_weights(gaussian, path, least=100_000)
+    shipping.register_prior(gaussian.stem, gaussian, None, manifest=manifest)
 
 
 def error_table(denoisers, clean, sigmas=edm.TABLE_SIGMAS, unit=1.0):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_priors.analytic import GaussianPrior, MixturePrior, StationaryGaussianPrior
+from onnx_priors.gaussian import GaussianPrior
+from onnx_priors.mixture import MixturePrior
 
 STRICTEST_EXTENSIONS = ("fft",)
 
@@ -130,7 +131,7 @@ def test_isotropic_diagonal_and_full_forms_of_one_mixture_agree():
 
 def test_denoiser_tends_to_x_at_small_noise_and_to_the_mean_at_large_noise(prior):
     x = noisy(prior, 0.0)
-    mean = prior._mean if isinstance(prior, GaussianPrior) else np.exp(prior._log_weights) @ prior._means
+    mean = prior.mean if isinstance(prior, GaussianPrior) else np.exp(prior._log_weights) @ prior._means
     assert prior.denoise(x, 0.0) is x
     # |D - x| <= sigma^2 |score|, and every score here is below 1e4; |D - mean| <= |Cov| |x| / sigma^2.
     assert np.max(np.abs(prior.denoise(x, 1e-7) - x)) < 1e-9
@@ -292,15 +293,15 @@ def test_float32_storage_halves_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: GaussianPrior(np.zeros(3), np.array([1.0, -1.0, 1.0])), "variances must not be negative"),
-    (lambda: GaussianPrior(np.zeros(3), [1.0], np.ones((1, 3))), "modes must be orthonormal"),
-    (lambda: GaussianPrior(np.zeros(3), [1.0], np.eye(3)), r"variances must have shape \(3,\)"),
-    (lambda: GaussianPrior.from_covariance(np.zeros(2), [[1.0, 2.0], [2.0, 1.0]]), "covariance must be positive"),
-    (lambda: MixturePrior([1.0, 0.0], np.zeros((2, 3)), 1.0), "weights must be 2 positive"),
-    (lambda: gaussians()["white"].denoise(np.zeros((2, 5)), 1.0), r"x must have shape \(J, 12\)"),
-    (lambda: gaussians()["white"].denoise(np.zeros((2, D), dtype=int), 1.0), "x must have a real floating dtype"),
-    (lambda: gaussians()["white"].denoise(np.zeros((2, D)), -1.0), "sigma must be finite and not negative"),
-    (lambda: gaussians()["white"].flow(np.zeros((2, D)), 0.0, 1.0), "flow starts at sigma = 0"),
+    (lambda: GaussianPrior(np.zeros(3), np.array([1.0, -1.0, 1.0])), "variances: got -1 to 1, expected finite"),
+    (lambda: GaussianPrior(np.zeros(3), [1.0], np.ones((1, 3))), "modes: got vectors that are not orthonormal"),
+    (lambda: GaussianPrior(np.zeros(3), [1.0], np.eye(3)), r"variances: got shape \(1,\), expected \(3,\)"),
+    (lambda: GaussianPrior.from_covariance(np.zeros(2), [[1.0, 2.0], [2.0, 1.0]]), "covariance: got an eigenvalue -1,"),
+    (lambda: MixturePrior([1.0, 0.0], np.zeros((2, 3)), 1.0), r"weights: got shape \(2,\), expected 2 positive"),
+    (lambda: gaussians()["white"].denoise(np.zeros((2, 5)), 1.0), r"x: got shape \(2, 5\), expected \(J, 12\)"),
+    (lambda: gaussians()["white"].denoise(np.zeros((2, D), dtype=int), 1.0), "x: got dtype int64, expected"),
+    (lambda: gaussians()["white"].denoise(np.zeros((2, D)), -1.0), "sigma: got -1.0, expected a finite"),
+    (lambda: gaussians()["white"].flow(np.zeros((2, D)), 0.0, 1.0), "sigma: got 0, where modes"),
 ])
 def test_bad_input_is_refused_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -315,7 +316,7 @@ def test_that_the_stationary_gaussian_is_the_gaussian_of_its_circulant_covarianc
     mean = rng.standard_normal((n, n))
     impulses = np.eye(n * n).reshape(-1, n, n)
     covariance = np.fft.irfft2(spectrum * np.fft.rfft2(impulses), s=(n, n)).reshape(n * n, n * n)
-    dense, fast = GaussianPrior.from_covariance(mean, covariance), StationaryGaussianPrior(mean, spectrum)
+    dense, fast = GaussianPrior.from_covariance(mean, covariance), GaussianPrior.stationary(mean, spectrum)
     x, v = rng.standard_normal((2, 4, n, n))
     dtype, tolerance = ("float64", 1e-12) if backend.float64 else ("float32", 2e-6)
     for sigma in (0.0, *SIGMAS):
@@ -325,7 +326,63 @@ def test_that_the_stationary_gaussian_is_the_gaussian_of_its_circulant_covarianc
         assert np.abs(backend.numpy(pulled) - expected[1]).max() < tolerance * np.abs(v).max()
 
 
-def test_that_a_spectrum_of_another_shape_or_sign_is_refused():
-    for spectrum in (np.ones((4, 4)), -np.ones((4, 3))):
-        with pytest.raises(ValueError, match="mean, spectrum: expected"):
-            StationaryGaussianPrior(np.zeros((4, 4)), spectrum)
+def test_that_a_spectrum_of_another_shape_sign_or_symmetry_is_refused():
+    lopsided = np.ones((4, 3))
+    lopsided[1, 0] = 2.0
+    for spectrum, message in ((np.ones((4, 4)), r"spectrum: got shape \(4, 4\)"),
+                              (-np.ones((4, 3)), "variances: got -1"),
+                              (lopsided, "spectrum: got different values for the wave numbers k and -k")):
+        with pytest.raises(ValueError, match=message):
+            GaussianPrior.stationary(np.zeros((4, 4)), spectrum)
+
+
+def stationary(shape, seed=4):
+    """A stationary Gaussian on a periodic grid: the spectrum of a real covariance, no variance in its constant."""
+    rng = np.random.default_rng(seed)
+    power = np.abs(np.fft.fftn(rng.standard_normal(shape))) ** 2 / 10
+    power.flat[0] = 0.0
+    return GaussianPrior.stationary(rng.standard_normal(shape), power[..., : shape[-1] // 2 + 1])
+
+
+@pytest.mark.parametrize("shape", [(7,), (8,), (5, 6), (6, 5), (4, 4)])
+def test_the_cosines_and_sines_of_a_stationary_gaussian_diagonalise_its_covariance(shape):
+    prior = stationary(shape)
+    d = int(np.prod(shape))
+    mean, V, variances, rest = prior.principal()
+    np.testing.assert_allclose(V.T @ V, np.eye(d), atol=1e-12)
+    assert rest == 0.0 and np.all(np.diff(variances) <= 0.0)
+    C = GaussianPrior.from_covariance(mean, (V * variances) @ V.T)
+    x, v = noisy(prior, 1.0), noisy(prior, 1.0, seed=1)
+    np.testing.assert_allclose(prior.denoise_vjp(x, 0.7, v), C.denoise_vjp(x, 0.7, v), atol=1e-12)
+    np.testing.assert_allclose(prior.flow(x, 2.0, 0.1), C.flow(x, 2.0, 0.1), atol=1e-12)
+    np.testing.assert_allclose(prior.sample(np.random.default_rng(0), 3), C.sample(np.random.default_rng(0), 3),
+                               atol=1e-7)  # roots of variances that are zero up to 1e-16
+    assert prior.total_variance == pytest.approx(C.total_variance) and prior.std == pytest.approx(C.std)
+
+
+@pytest.mark.parametrize("shape", [(8,), (7,), (6, 8), (5, 7)])
+def test_the_file_of_a_stationary_gaussian_equals_its_array_functions(shape, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx_priors.session import OnnxDenoiserVJP
+
+    prior = stationary(shape)
+    prior.to_onnx(tmp_path / "v.onnx", vjp=True)
+    run = OnnxDenoiserVJP(tmp_path / "v.onnx")
+    for sigma in map(np.float32, SIGMAS):
+        x, v = noisy(prior, sigma).astype(np.float32), noisy(prior, 1.0, seed=1).astype(np.float32)
+        wanted = prior.denoise_vjp(x.astype(np.float64), float(sigma), v.astype(np.float64))
+        for out, want in zip(run(x, sigma, v), wanted):
+            np.testing.assert_allclose(out, want, rtol=0, atol=2e-7 * max(1.0, np.max(np.abs(want))))
+
+
+@pytest.mark.parametrize("kind", gaussians())
+def test_principal_components_keep_the_variance_and_spread_what_is_left_evenly(kind):
+    prior = gaussians()[kind]
+    C = 1e12 * prior.denoise_vjp(np.zeros((D, D)), 1e6, np.eye(D))[1]  # sigma^2 J_D at huge noise
+    values = np.linalg.eigvalsh(C)[::-1]
+    mean, V, variances, rest = prior.principal(3)
+    np.testing.assert_allclose(variances, values[:3], rtol=1e-8)
+    np.testing.assert_allclose(V.T @ C @ V, np.diag(values[:3]), atol=1e-8)
+    assert rest == pytest.approx(values[3:].mean(), rel=1e-8)
+    assert np.array_equal(mean, prior.mean) and prior.total_variance == pytest.approx(values.sum(), rel=1e-8)
