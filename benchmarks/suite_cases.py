@@ -43,6 +43,7 @@ class Case:
     problem: Problem
     prior: Any
     prior_mean: np.ndarray
+    prior_variance: np.ndarray
     reference: Callable
 
 
@@ -223,4 +224,5 @@ def _case(family, share, number):
     y = forward(truth[None])[0] + noise * rng.standard_normal(clean.shape[1])
     problem = Problem(name=name, event_shape=truth.shape, forward=forward, observation=Observation(y, noise),
                       truth=truth)
-    return Case(f"{name}-{share:g}-{number}", share, problem, denoise, draws.mean(axis=0), lambda: reference(prior))
+    return Case(f"{name}-{share:g}-{number}", share, problem, denoise, draws.mean(axis=0), draws.var(axis=0),
+                lambda: reference(prior))

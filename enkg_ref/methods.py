@@ -16,8 +16,8 @@ import numpy as np
 from . import plan
 from .baselines import blade, deft, diffpir, dpg, dps, eki, gsg, mmps, pnpdm, scg
 from .baselines.chain import operator_norm
-from .enkg_r import method as enkg_r
-from .protocol import Method, Plan, at_least, one_of
+from .enkg_r import rule
+from .protocol import one_of
 
 
 @dataclass(frozen=True)
@@ -85,27 +85,9 @@ class With:
         return getattr(self._problem, name)
 
 
-def _plan_enkg_r(item, budget, c_vjp, seed, settings):
-    at_least("enkg-r", budget, 64)
-    config = enkg_r.settings_by_rule(item.reference, item.likelihood, budget, item.sigma_range, seed)
-    config = dataclasses.replace(config, **settings)
-    described = {f.name: getattr(value, "__name__", value) for f in dataclasses.fields(config)
-                 for value in [getattr(config, f.name)]}
-    method = enkg_r.EnKGR(item.denoise, item.likelihood, item.reference, config)
-    return Plan(method, config.particles, described, config.levels, enkg_r.State)
-
-
-_ENKG_R = Method(
-    _plan_enkg_r, access=frozenset({"forward", "denoiser", "reference"}),
-    words="our extension, not in the paper: regressed sensitivities", spends="16 to 64 particles, the rest in levels",
-    spread="The spread is meant as a posterior standard deviation; measured, it was about right in plain cases, down "
-           "to 0.6 times it with poor models or data (enkg_ref/enkg_r/README.md); distrust it at kappa above 3.",
-    candidates=({}, {"model_noise": 1.0}, {"model_noise": 0.5}, {"noise_floor": 1.0}),
-    default_budget=lambda item: 3840 if item.likelihood.has_angles else 1504)
-
 METHODS = {
     "enkg": plan.METHOD,
-    "enkg-r": _ENKG_R,
+    "enkg-r": rule.METHOD,
     "eki": eki.METHOD,
     "scg": scg.METHOD,
     "dpg": dpg.METHOD,
