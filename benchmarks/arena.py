@@ -66,7 +66,7 @@ def tabulate(out, command, files=None, tuned=()):
     order = list(arena.METHODS)
     records.sort(key=lambda record: (order.index(record["method"]), record["budget"], record["item"], record["seed"]))
     items = cli.build_items(options, options.methods, range(max(record["item"] for record in records) + 1))
-    metric = cli.METRIC.get(options.problem, "relative_l2_of_mean")
+    metric = items[0].problem.metric
     known = arena.known_rows(items) | (ehtim_row() if options.problem == "black-hole" else {})
     return arena.tabulate(records, known, {**saved, "settings": {}, "tuned": list(tuned), "metric": metric}, out)
 

@@ -48,6 +48,7 @@ from enkg_ref.enkg_r import rule
 from enkg_ref.enkg_r.reference import Reference, file_sha256, from_images
 from enkg_ref.enkg_r.regression import Surrogate
 from enkg_ref.run import metrics, report
+from problems.problem import assumed_noise
 
 RESULTS = Path(__file__).parent / "results"
 FFT = "ducc0" if importlib.util.find_spec("ducc0") else "scipy"  # differ by rounding
@@ -145,14 +146,14 @@ def navier_stokes(options):
                 y = y.reshape(half, half)[::2, ::2].reshape(-1)
             elif key["data"] == "failed":
                 forward = _unreliable(forward, [seed, field])
-            likelihood = Gaussian(y, noise or rule.assumed_noise(y))
+            likelihood = Gaussian(y, noise or assumed_noise(y))
             config = rule.settings_by_rule(reference, likelihood, key["budget"], sigma_range, seed)
             if options.particles:
                 config = dataclasses.replace(config, particles=options.particles,
                                              levels=key["budget"] // options.particles)
             method = regressed.EnKGR(denoise, likelihood, reference, config)
             if key["data"] == "exact":
-                slope = _exact_slope(problem, reference, noise or rule.assumed_noise(y), config.particles)
+                slope = _exact_slope(problem, reference, noise or assumed_noise(y), config.particles)
                 method = dataclasses.replace(method, config=dataclasses.replace(config, locality=0.0, metric=0.0),
                                              regress=slope)
             x, facts = run(method, forward, problem.event_shape, seed, "float32")
@@ -176,7 +177,7 @@ def tuned(options):
                                                 range(200, 200 + (options.items or 3)), settings):
         def work(noise=noise, field=field, name=name):
             problem = problem_of(32, noise=noise, seed=field, fft=FFT)
-            likelihood = Gaussian(problem.observation.y, noise or rule.assumed_noise(problem.observation.y))
+            likelihood = Gaussian(problem.observation.y, noise or assumed_noise(problem.observation.y))
             by_rule = rule.settings_by_rule(reference, likelihood, budget, sigma_range)
             x, facts = run(regressed.EnKGR(denoise, likelihood, reference, _by_hand(by_rule, budget)[name]),
                            problem.forward, problem.event_shape, 0, "float32")
@@ -233,7 +234,7 @@ def es_mda_table(options):
             y = problem.observation.y
             start = time.process_time()
             x = es_mda(prior.start(member_normals(0, 0, members, (32, 32))),
-                       lambda x: problem.forward(x.astype("float32")), y, noise or rule.assumed_noise(y),
+                       lambda x: problem.forward(x.astype("float32")), y, noise or assumed_noise(y),
                        assimilations, np.random.default_rng([0, field]))
             return {**calibration(problem.scale * x + problem.shift, problem.truth), "failed": members - len(x),
                     "cpu_seconds": time.process_time() - start, "forward_calls": assimilations * members}

@@ -103,7 +103,7 @@ def ensemble_of(run, ledger, threads=1):
 
     fft = "ducc0" if importlib.util.find_spec("ducc0") else "scipy"  # differ by rounding
     problem = navier_stokes(run.size, noise=run.noise, seed=run.field, fft=fft)
-    likelihood = Gaussian(problem.observation.y, problem.observation.noise)
+    likelihood = Gaussian(problem.observation.y, run.noise or 1.0)  # noise-free: the misfit is in vorticity units
     noise = member_normals(run.seed, 0, run.particles, problem.event_shape)
     denoise = ledger.denoiser(OnnxDenoiser(prior_file(run.prior), threads=threads))
     stop = extensions.particle_discrepancy if run.method == "particle-stop" else None

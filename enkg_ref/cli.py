@@ -16,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+import problems
+from problems.files import read_array
+
 from . import __version__, extensions
 from .baselines.deft import OnnxCorrection
 from .compare import arena
@@ -36,56 +39,12 @@ class UsageError(ValueError):
 
 
 # ---------------------------------------------------------------------------------------------------------- problems
-REAL_DATA = ("systematic", "min_baseline", "min_snr", "max_tint_ratio", "closure_set", "compact_flux")
-
-
-def _m87(options):
-    from problems import black_hole
-
-    if options.observation is not None:
-        raise UsageError("observation: got a file with problem m87, expected none; black-hole is for other data")
-    return black_hole.m87(options.day or "101", truth=options.truth, **_given(options, *REAL_DATA))
-
-
-def _black_hole(options):
-    from problems import black_hole
-
-    if options.observation is not None:
-        return black_hole.black_hole(options.observation, truth=options.truth, **_given(options, *REAL_DATA))
-    given = _given(options, "coverage", "closure_set", noise="noise_mode", index="item")
-    return black_hole.black_hole(truth=options.truth, seed=options.seed, **given)
-
-
-def _linear_gaussian(options):
-    from problems.linear_gaussian import linear_gaussian
-
-    return linear_gaussian(options.setup or "A", noise=options.noise, seed=options.item or 0)
-
-
-def _navier_stokes(options):
-    from problems.navier_stokes import navier_stokes
-
-    truth = None if options.truth is None else _array(options.truth, "truth")
-    y = None if options.observation is None else _array(options.observation, "observation")
-    problem = navier_stokes(noise=options.noise or 0.0, seed=options.item or 0, truth=truth, observation=y,
-                            **_given(options, "size", "data_solver", "fft"))
-    if options.noise:
-        return problem
-    for name in ("stop", "step_rule"):
-        if getattr(options, name) in ("mean", "particle", "tempered"):
-            raise UsageError(f"{name}: got {getattr(options, name)} with noise-free data, expected --noise above 0")
-    if options.method != "enkg":  # they weigh model against measurement: without any noise there is nothing to weigh
-        noise = rule.assumed_noise(problem.observation.y)
-        notes = f"{problem.notes} The noise-free data were inverted with an assumed noise of {noise:.3g}."
-        return dataclasses.replace(problem, notes=notes,
-                                   observation=dataclasses.replace(problem.observation, noise=noise))
-    if y is not None:
-        return dataclasses.replace(problem, notes=f"{problem.notes} The misfit is unweighted: give --noise.")
-    return problem
-
-
 def _own(options):
     """The user's forward model between a prior file and a data file."""
+    for name in sorted({*problems.options(), "item"} - {"noise", "observation", "truth", "seed"}):
+        if getattr(options, name) is not None:
+            raise UsageError(f"{name}: got {getattr(options, name)}, expected nothing: problem given by --forward does "
+                             "not use it")
     for name in ("prior", "observation", "noise"):
         if getattr(options, name) is None:
             raise UsageError(f"{name}: got nothing, expected --{name} together with --forward")
@@ -93,62 +52,19 @@ def _own(options):
     from problems.problem import Observation, Problem
 
     prior = load_prior(options.prior)
-    y = _array(options.observation, "observation")
+    y = read_array(options.observation, "observation")
     scale, shift = (float(prior.metadata.get(name, default)) for name, default in (("scale", 1.0), ("shift", 0.0)))
     forward = _user_forward(options.forward, y.size)
-    truth = None if options.truth is None else _array(options.truth, "truth")
+    truth = None if options.truth is None else read_array(options.truth, "truth")
     return Problem(name="own", event_shape=prior.event_shape, forward=lambda x: forward(scale * x + shift),
                    observation=Observation(y.reshape(-1), options.noise), scale=scale, shift=shift, truth=truth,
                    units=prior.metadata.get("units", ""), notes=f"forward model {options.forward}")
-
-
-PROBLEMS = {
-    "m87": (_m87, "M87* from the EHT data of 11 (--day 101) or 6 April 2017 (--day 096)"),
-    "black-hole": (_black_hole, "black-hole imaging: simulated, or --observation FILE (CSV, UVFITS)"),
-    "navier-stokes": (_navier_stokes, "initial vorticity from a later, sparse, noisy one: --size 32, 64 or 128"),
-    "linear-gaussian": (_linear_gaussian, "exact posterior known: --setup A, B or LG6 (verification)"),
-}
 
 
 def _given(options, *same, **names):
     """The options that were given, as keyword arguments: key = name of the option."""
     names = {**{name: name for name in same}, **names}
     return {key: getattr(options, name) for key, name in names.items() if getattr(options, name) is not None}
-
-
-def refuse_foreign(options):
-    """UsageError for an option that the chosen problem does not know: it would be ignored without a word."""
-    known = {"m87": {"day", "truth", "observation", *REAL_DATA},
-             "black-hole": {"truth", "observation", "coverage", "noise_mode", "item", *REAL_DATA},
-             "navier-stokes": {"size", "data_solver", "fft", "noise", "item", "observation", "truth"},
-             "linear-gaussian": {"setup", "noise", "item"},
-             None: {"noise", "observation", "truth"}}
-    problem = None if options.forward is not None else options.problem
-    used, given = known.get(problem, set()), ""
-    if options.observation is not None and "observation" in used:
-        used, given = used - {"coverage", "noise_mode", "data_solver", "item"}, " with --observation"
-    elif problem == "black-hole":
-        used = used - set(REAL_DATA) | {"closure_set"}
-    for name in sorted(set().union(*known.values()) - used):
-        if getattr(options, name) is not None:
-            raise UsageError(f"{name}: got {getattr(options, name)}, expected nothing: problem "
-                             f"{problem or 'given by --forward'} does not use it{given}")
-
-
-def _array(path, argument):
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UsageError(f"{argument}: got {path}, which does not exist, expected an .npy file") from None
-    except Exception:  # a damaged file may end in an error of zlib or of the header's parser as well
-        raise UsageError(f"{argument}: got {path}, which is not an array of numbers, expected an .npy file") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        what = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else "an archive of arrays"
-        raise UsageError(f"{argument}: got {path}, which is {what}, expected one array of real numbers in an .npy file")
-    array = array.astype(np.float64)
-    if not np.all(np.isfinite(array)):
-        raise UsageError(f"{argument}: got {path} with non-finite values, expected finite numbers")
-    return array
 
 
 def _user_forward(name, size):
@@ -181,13 +97,15 @@ def build_problem(options):
     if options.forward is not None:
         problem = _own(options)
     elif options.problem is None:
-        raise UsageError(f"problem: got nothing, expected one of {', '.join(PROBLEMS)}, or --forward")
-    elif options.problem not in PROBLEMS:
-        raise _nearest(options.problem, PROBLEMS, "problem")
+        raise UsageError(f"problem: got nothing, expected one of {', '.join(problems.PROBLEMS)}, or --forward")
     else:
-        problem = PROBLEMS[options.problem][0](options)
-    if problem.truth is not None and tuple(problem.truth.shape) != tuple(problem.event_shape):
-        raise UsageError(f"truth: got shape {tuple(problem.truth.shape)}, expected {tuple(problem.event_shape)}")
+        given = {name: getattr(options, name) for name in problems.options()}
+        if "seed" not in {option.name for option in problems.entry(options.problem).options}:
+            given.pop("seed")  # of the particles only
+        problem = problems.build(options.problem, **given)
+    for name in ("stop", "step_rule"):
+        if problem.observation.noise_is_assumed and getattr(options, name) in ("mean", "particle", "tempered"):
+            raise UsageError(f"{name}: got {getattr(options, name)} with noise-free data, expected --noise above 0")
     return problem
 
 
@@ -271,12 +189,8 @@ def build_item(options, problem, denoise, methods, lenient=False):
                 raise
             return None
 
-    reference, known = given("reference", build_reference), {}
-    if hasattr(problem, "posterior"):
-        known = {"prior mean": problem.mu, "posterior mean": problem.posterior[0]}
-    elif problem.moments is not None:
-        known = {"prior mean": problem.scale * problem.moments()[0] + problem.shift}
-    elif reference is not None:
+    reference, known = given("reference", build_reference), problem.known
+    if not known and reference is not None:
         known = {"prior mean": problem.scale * reference.mean + problem.shift}
     std = getattr(denoise, "metadata", {}).get("sigma_data")
     if hasattr(problem, "Sigma"):
@@ -413,7 +327,7 @@ def _reference_sha256(options, problem):
 
 def reference_images(path, shape, scale, shift):
     """The user's images, (N, *event) in physical units, as float32 in prior units, checked."""
-    images = _array(path, "reference")
+    images = read_array(path, "reference")
     if images.shape[1:] != tuple(shape) or len(images) < LEAST_IMAGES:
         raise UsageError(f"reference: got {path} with an array of shape {images.shape}, expected at least "
                          f"{LEAST_IMAGES} images of shape {tuple(shape)} in physical units")
@@ -481,9 +395,7 @@ def solve(options):
     started = time.perf_counter()
     if options.method not in arena.METHODS:
         raise _nearest(options.method, arena.METHODS, "method")
-    if options.ensembles is None:
-        options.ensembles = 3 if options.problem == "m87" else 1
-    if options.ensembles < 1:
+    if options.ensembles is not None and options.ensembles < 1:
         raise UsageError(f"ensembles: got {options.ensembles}, expected at least 1")
     for name in ("seed", "item"):
         if (getattr(options, name) or 0) < 0:
@@ -491,10 +403,11 @@ def solve(options):
     _check_device(options.device)
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"workers: got {options.workers}, expected at least 1")
-    refuse_foreign(options)
+    problem = build_problem(options)
+    if options.ensembles is None:
+        options.ensembles = problem.ensembles
     if options.workers is None:
         options.workers = 1 if options.device == "cuda" else min(options.ensembles, os.cpu_count() or 1)
-    problem = build_problem(options)
     prior, denoise = build_prior(options, problem)
     method, rows = build_method(options, problem, denoise, options.seed)
     config = {"particles": rows, **method.config.describe()}
@@ -673,24 +586,17 @@ def _versions():
 
 
 # ----------------------------------------------------------------------------------------------------------- compare
-METRIC = {"black-hole": "psnr_aligned"}  # closures do not see where the image stands; else relative_l2_of_mean
 TUNING_ITEM = 100  # number of the first tuning item; tables use 0, 1, ...
-ARGUMENTS = {  # of a simulated problem beside noise and item, with what holds where nothing is said
-    "linear-gaussian": {"setup": "A"},
-    "navier-stokes": {"size": 32, "data_solver": "same", "fft": "scipy"},
-    "black-hole": {"coverage": "standard", "noise_mode": "vis_thermal", "closure_set": "full"},
-}
 
 
 def build_items(options, methods, numbers):
     """[`arena.Item`, one per number of a simulated truth], with whatever ``methods`` need and the prior has."""
-    refuse_foreign(options)
+    if not problems.entry(options.problem).simulated:
+        raise UsageError(f"problem: got {options.problem}, whose truth nobody knows, expected a simulated one")
     items = []
     for number in numbers:
         own = argparse.Namespace(**{**vars(options), "item": number, "seed": number})
         problem = build_problem(own)
-        if problem.truth is None:
-            raise UsageError(f"problem: got {options.problem}, whose truth nobody knows, expected a simulated one")
         name, denoise = build_prior(own, problem)
         own.dtype = "float64" if name == "exact" else "float32"  # what the prior computes in
         items.append(build_item(own, problem, denoise, methods, lenient=True))
@@ -700,8 +606,7 @@ def build_items(options, methods, numbers):
 def _identity(options, problem):
     """What a comparison is of, beside the data of its items: nothing of it may change while it goes on."""
     noise = np.asarray(problem.observation.noise)
-    arguments = {name: default if getattr(options, name) is None else getattr(options, name)
-                 for name, default in ARGUMENTS[options.problem].items()}
+    arguments = problems.arguments(options.problem, **vars(options))
     return {"prior": options.prior or problem.prior or "exact", "prior_sha256": _prior_sha256(options, problem),
             "reference_sha256": _reference_sha256(options, problem), "version": __version__, **arguments,
             "noise": _digest(noise) if noise.ndim else float(noise)}
@@ -717,8 +622,8 @@ def compare(options):
     for name in options.methods:
         if name not in arena.METHODS:
             raise _nearest(name, arena.METHODS, "methods")
-    metric = METRIC.get(options.problem, "relative_l2_of_mean")
     items = build_items(options, options.methods, range(options.items))
+    metric = items[0].problem.metric
     out, about = Path(options.out or f"out-compare-{options.problem}"), _identity(options, items[0].problem)
     tuned_at = [] if options.tune is None else [options.tune or max(options.budget)]
     _, c_vjp = arena.begin(items, options.methods, options.budget + tuned_at, out, {}, options.c_vjp, about)
@@ -764,8 +669,8 @@ def list_known(options):
     from onnx_priors.manifest import read_manifest
 
     print("problems")
-    for name, (_, words) in PROBLEMS.items():
-        print(f"  {name:20s} {words}")
+    for name in problems.PROBLEMS:
+        print(f"  {name:20s} {problems.entry(name).words}")
     print("methods: what they are, what they need, how they spend --budget (a number of forward calls)")
     for name, method in arena.METHODS.items():
         print(f"  {name:20s} {method.words}")
@@ -837,7 +742,7 @@ def _parser():
     run = commands.add_parser("solve", help="reconstruct one observation")
     run.set_defaults(call=solve)
     add = run.add_argument
-    add("problem", nargs="?", help=f"one of {', '.join(PROBLEMS)}; none with --forward")
+    add("problem", nargs="?", help=f"one of {', '.join(problems.PROBLEMS)}; none with --forward")
     add("--method", default="enkg", help=f"one of {', '.join(arena.METHODS)}; default enkg")
     add("--prior", help="shipped prior by name, an .onnx file, or gaussian (navier-stokes: the Gaussian of its "
         "fields); default: the problem's own")
@@ -908,26 +813,15 @@ def _parser():
 
 
 def _add_problem_options(command):
-    sky = command.add_argument_group("m87, black-hole")
-    add = sky.add_argument
-    add("--day", help="m87: 101 (11 April 2017, default) or 096 (6 April)")
-    add("--systematic", type=_positive, metavar="F", help="real data: noise added, as a fraction of |V|; default 0.02")
-    add("--min-baseline", type=_positive, metavar="LAMBDA", help="real data: drop shorter baselines; default 1e8")
-    add("--min-snr", type=_positive, metavar="RATIO", help="real data: drop visibilities below this "
-        "|V|/sigma; default 0")
-    add("--max-tint-ratio", type=_positive, metavar="RATIO", help="real data: drop closures whose integration times "
-        "differ by more; default: none")
-    add("--closure-set", choices=("full", "min"), help="full rank (default), or through one reference station")
-    add("--compact-flux", type=_positive, metavar="JY", help="real data: flux of the displayed image; default 0.6")
-    add("--coverage", help="simulated data: standard (default), sgra, m87-101, m87-096")
-    add("--noise-mode", help="simulated data: vis_thermal (default), gaussian, eht")
-    flow = command.add_argument_group("navier-stokes")
-    add = flow.add_argument
-    add("--size", type=_number(int), help="grid points per axis: 32 (Re 50, default), 64 or 128 (Re 200)")
-    add("--data-solver", choices=("same", "padded"), help="what makes the data: the forward model (default), or a run "
-        "on twice the grid")
-    add("--fft", choices=("scipy", "ducc0", "pyfftw"), help="default scipy; the others need the extra fast")
-    command.add_argument("--setup", help="linear-gaussian: A (default), B or LG6")
+    """The options of the problems, grouped by who has them; `problems.build` reads their texts."""
+    groups = {}
+    for name, having in problems.options().items():
+        if name not in problems.SHARED:
+            title = ", ".join(problem for problem, _ in having)
+            groups[title] = groups.get(title) or command.add_argument_group(title)
+            option = having[0][1]
+            default = "" if option.default is None else f"; default {option.default}"
+            groups[title].add_argument("--" + name.replace("_", "-"), help=option.help.replace("%", "%%") + default)
 
 
 def main(argv=None):

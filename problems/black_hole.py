@@ -16,7 +16,19 @@ import numpy as np
 
 from problems import vlbi
 from problems._xp import array_namespace, device, like, to_numpy
-from problems.problem import Observation, Problem
+from problems.files import read_array
+from problems.problem import (
+    ITEM,
+    OBSERVATION,
+    TRUTH,
+    Entry,
+    Observation,
+    Option,
+    Problem,
+    count,
+    nonnegative,
+    positive,
+)
 from problems.radio_metrics import aligned_psnr, best_shifts, blurred_psnr, ring_fit, shifted
 from problems.vlbi import MICROARCSECOND
 
@@ -29,6 +41,9 @@ HELD_OUT_SEED = 20250611
 """Seed of the simulated truths; priors must be trained on other seeds."""
 COVERAGES = ("standard", "sgra", "m87-101", "m87-096")
 NOISE_MODES = ("vis_thermal", "gaussian", "eht")
+DAYS = {"101": "2017-04-11", "096": "2017-04-06"}
+"""Day of the year and date of the observations of M87 in the package."""
+CLOSURE_SETS = {"full": vlbi.full_rank_set, "min": vlbi.minimal_set}
 PRIOR = "kerr-disc-64"
 DEFAULTS = {"particles": 128, "steps": 40, "updates": 2, "guidance": 2.0, "start": 0.1, "end": 0.1}
 """Window 0.1/0.1: levels 5..35. Guidance 3.5, held constant, diverged in every trial, to peaks of 1e3 without a NaN."""
@@ -132,11 +147,22 @@ class ClosureForward:
 
 
 def m87(day="101", **options):
-    """M87 as observed on 11 April ("101") or 6 April 2017 ("096"), low band, by the recipe of ``from_visibilities``."""
-    if str(day) not in ("101", "096"):
-        raise ValueError(f"day: got {day!r}, expected '101' (11 April 2017) or '096' (6 April 2017)")
-    observation = vlbi.read_observation(vlbi.DATA / f"m87_2017_{day}_lo_scanavg.csv")
-    return from_visibilities(observation, name=f"m87-{day}", **options)
+    """M87 as observed on 11 April ("101") or 6 April 2017 ("096"), low band, by the recipe of ``from_visibilities``.
+
+    ``day`` is the day of the year or the date: "101", 101, "2017-04-11", "096", "96", "2017-04-06".
+    """
+    number = _day(day)
+    observation = vlbi.read_observation(vlbi.DATA / f"m87_2017_{number}_lo_scanavg.csv")
+    return replace(from_visibilities(observation, name=f"m87-{number}", **options), ensembles=3)
+
+
+def _day(day):
+    """Number of the day, three digits, from its number or date."""
+    for number, date in DAYS.items():
+        if str(day).strip() in (number, number.lstrip("0"), date):
+            return number
+    known = " or ".join(f"{number} ({date})" for number, date in DAYS.items())
+    raise ValueError(f"day: got {day!r}, expected {known}; data of another day are given to black-hole --observation")
 
 
 def black_hole(observation=None, truth=None, seed=0, *, index=0, coverage="standard", noise="vis_thermal",
@@ -219,6 +245,8 @@ def from_visibilities(observation, *, name="black-hole", systematic=0.02, min_ba
     branch : str                  "data" or "principal", see ``ClosureForward``
     truth : array or path         image to compare with, if there is one
     """
+    if not compact_flux > 0:
+        raise ValueError(f"compact_flux: got {compact_flux}, expected a flux > 0 Jy")
     keep = (np.hypot(observation.u, observation.v) >= min_baseline) \
         & (np.abs(observation.vis) >= min_snr * observation.sigma)
     if not keep.any():
@@ -271,7 +299,8 @@ def _problem(name, observation, closures, phases, amplitudes, sigmas, *, flux=No
 
     return Problem(name=name, event_shape=(PIXELS, PIXELS), forward=forward, observation=data, scale=forward.scale,
                    shift=forward.shift, units="peak pixel", truth=truth, forward_vjp=forward.vjp, prior=PRIOR,
-                   defaults=DEFAULTS, score=score, pool=pool, figure=figure, notes=notes)
+                   defaults=DEFAULTS, metric="psnr_aligned", larger_is_better=True, score=score, pool=pool,
+                   figure=figure, notes=notes)
 
 
 def aligned_ensembles(ensemble, index, rescale):
@@ -319,23 +348,15 @@ def scores(ensemble, forward, data, truth=None, field_of_view=FIELD_OF_VIEW):
 
 
 def _closures(observation, closure_set, max_tint_ratio=None):
-    builders = {"full": vlbi.full_rank_set, "min": vlbi.minimal_set}
-    if closure_set not in builders:
+    if closure_set not in CLOSURE_SETS:
         raise ValueError(f"closure_set: got {closure_set!r}, expected 'full' or 'min'")
-    return builders[closure_set](observation, max_tint_ratio)
+    return CLOSURE_SETS[closure_set](observation, max_tint_ratio)
 
 
 def _image(truth):
     """A truth as a float64 array (64, 64); from an array or the path of a .npy file."""
-    if isinstance(truth, (str, Path)):
-        try:
-            truth = np.load(truth, allow_pickle=False)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"truth {truth}: no such file, expected a .npy file of an image") from None
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"truth {truth}: not a readable .npy file ({error})") from None
-    truth = np.asarray(truth, dtype=np.float64)
-    if truth.shape != (PIXELS, PIXELS) or not np.isfinite(truth).all() or truth.max() <= 0:
+    truth = read_array(truth, "truth")
+    if truth.shape != (PIXELS, PIXELS) or truth.max() <= 0:
         raise ValueError(f"truth: got shape {truth.shape}, maximum {truth.max() if truth.size else None}, "
                          f"expected a finite image ({PIXELS}, {PIXELS}) with a positive maximum")
     return truth
@@ -361,3 +382,44 @@ def _intra_site_flux(observation):
     site = {observation.stations.index("AA"), observation.stations.index("AP")}
     rows = [set(pair) == site for pair in zip(observation.first, observation.second)]
     return np.median(np.abs(observation.vis[rows]))
+
+
+# ------------------------------------------------------------------------------------------------- entries of the table
+
+
+def build_m87(day="101", truth=None, **recipe):
+    """`m87` with the options of its entry."""
+    return m87(day, truth=truth, **recipe)
+
+
+def build(observation=None, truth=None, item=0, seed=0, coverage="standard", noise_mode="vis_thermal",
+          closure_set="full", **recipe):
+    """`black_hole` with the options of its entry: a file of visibilities, or simulated data of image ``item``."""
+    if observation is not None:
+        return black_hole(observation, truth, closure_set=closure_set, **recipe)
+    return black_hole(truth=truth, seed=seed, index=item, coverage=coverage, noise=noise_mode, closure_set=closure_set)
+
+
+RECIPE = (
+    Option("systematic", nonnegative, "noise added to real data, as a fraction of |V|", 0.02, data="measured"),
+    Option("min_baseline", nonnegative, "drop visibilities of baselines shorter than this, wavelengths", 0.1e9,
+           data="measured"),
+    Option("min_snr", nonnegative, "drop visibilities with a lower ratio |V|/sigma", 0.0, data="measured"),
+    Option("max_tint_ratio", nonnegative, "drop closures whose integration times differ by a larger factor; default: "
+           "none is dropped", data="measured"),
+    Option("compact_flux", positive, "flux of the displayed image, Jy", COMPACT_FLUX, data="measured"))
+CLOSURE_SET = Option("closure_set", str, "full (of full rank) or min (through one reference station)", "full",
+                     tuple(CLOSURE_SETS))
+
+M87 = Entry(
+    build_m87, "M87* from the EHT data of 11 (--day 101) or 6 April 2017 (--day 096)",
+    (Option("day", str, "day of the observation: 101 or 2017-04-11, 096 or 2017-04-06", "101"), *RECIPE, CLOSURE_SET,
+     TRUTH), simulated=False)
+
+BLACK_HOLE = Entry(
+    build, "black-hole imaging: simulated, or --observation FILE (CSV, UVFITS)",
+    (Option("coverage", str, "baselines and times of the simulated data: standard, sgra, m87-101 or m87-096",
+            "standard", COVERAGES, data="simulated"),
+     Option("noise_mode", str, "noise of the simulated data: vis_thermal, gaussian or eht", "vis_thermal", NOISE_MODES,
+            data="simulated"),
+     *RECIPE, CLOSURE_SET, ITEM, Option("seed", count, "of the simulated noise", 0), OBSERVATION, TRUTH))

@@ -73,9 +73,9 @@ def trace(alpha, beta, spin, inclination, step=0.05, observe=None):
     """
     a = float(spin)
     if not 0 < abs(a) < 1:
-        raise ValueError(f"spin must satisfy 0 < |spin| < 1 (use 1e-4 for a hole without spin), got {spin!r}")
+        raise ValueError(f"spin: got {spin!r}, expected 0 < |spin| < 1 (1e-4 for a hole without spin)")
     if not 0 < inclination < 90:
-        raise ValueError(f"inclination must lie between 0 and 90 degrees, exclusive, got {inclination!r}")
+        raise ValueError(f"inclination: got {inclination!r}, expected an angle between 0 and 90 degrees, both excluded")
     alpha, beta = np.broadcast_arrays(np.asarray(alpha, dtype=np.float64), np.asarray(beta, dtype=np.float64))
     shape, alpha, beta = alpha.shape, alpha.reshape(-1), beta.reshape(-1)
     mu_o, s_o = np.cos(np.radians(inclination)), np.sin(np.radians(inclination))
@@ -317,7 +317,7 @@ def generate(count, seed, *, start=0, spins=SPINS, inclinations=INCLINATIONS, we
         weights = WEIGHTS if inclinations == INCLINATIONS else (1.0,) * len(inclinations)
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (len(inclinations),) or not (weights >= 0).all() or not weights.sum() > 0:
-        raise ValueError(f"weights must be non-negative, one per inclination ({len(inclinations)}), got {weights}")
+        raise ValueError(f"weights: got {weights}, expected {len(inclinations)} numbers >= 0, one per inclination")
     images = np.empty((count, SIZE, SIZE), dtype=dtype)
     for k in range(count):
         rng = np.random.default_rng([seed, start + k])

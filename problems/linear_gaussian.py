@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ._xp import array_namespace, like
-from .problem import Observation, Problem
+from .problem import ITEM, Entry, Observation, Option, Problem, nonnegative
 
 SETUPS = ("A", "B", "LG6")
 
@@ -149,11 +149,24 @@ def linear_gaussian(setup="A", noise=None, seed=0, d=None, m=None):
         return {"error_to_posterior_mean": float(np.linalg.norm(mean - m_p) / np.linalg.norm(m_p - mu)),
                 "spread_over_posterior_spread": float(np.sqrt(spread / np.trace(Sigma_p)))}
 
+    known = {"prior mean": mu}
     problem = LinearGaussian(
         name=f"linear-gaussian-{setup.lower()}", event_shape=(len(mu),), forward=forward, forward_vjp=forward_vjp,
         observation=Observation(y=y, noise=noise), truth=truth, score=score,
         # collapse budget 3: the one regime in which the published step lands near the posterior mean (high S/N only)
         defaults={"steps": 80, "updates": 2, "guidance": round(3.0 * np.sqrt(2 * len(y)) / 142, 3)},
-        mu=mu, Sigma=Sigma, H=H, Gamma=noise**2 * np.eye(len(y)),
+        mu=mu, Sigma=Sigma, H=H, Gamma=noise**2 * np.eye(len(y)), known=known,
         notes=f"set-up {setup}: exact Gaussian prior and posterior; verification, not an application")
+    known["posterior mean"] = problem.posterior[0]
     return problem
+
+
+def build(setup="A", noise=None, item=0):
+    """Problem ``item`` of a set-up: the seed of `linear_gaussian`."""
+    return linear_gaussian(setup, noise=noise, seed=item)
+
+
+ENTRY = Entry(
+    build, "exact posterior known: --setup A, B or LG6 (verification)",
+    (Option("setup", str, "A (32 unknowns, 8 data), B (128, 32) or LG6 (6, 3, one fixed instance)", "A", SETUPS),
+     Option("noise", nonnegative, "standard deviation of the data; default 0.1, 0.5 and 0.3 for A, B and LG6"), ITEM))

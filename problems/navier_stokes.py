@@ -20,7 +20,19 @@ import numpy as np
 
 from problems._xp import array_namespace, device, to_numpy
 from problems.calibration_figure import draw_calibration
-from problems.problem import Observation, Problem
+from problems.files import read_array
+from problems.problem import (
+    ITEM,
+    OBSERVATION,
+    TRUTH,
+    Entry,
+    Observation,
+    Option,
+    Problem,
+    assumed_noise,
+    integer,
+    nonnegative,
+)
 from problems.spectral import (
     IntegratingFactor,
     disc_mask,
@@ -33,6 +45,7 @@ from problems.spectral import (
 
 STEP_CAP = 4000
 STRIDE = 2  # observed: every second point in both axes
+DATA_SOLVERS = ("same", "padded")
 
 
 @dataclass(frozen=True)
@@ -129,9 +142,9 @@ class NavierStokes:
 
     def __init__(self, n, flow=PAPER, cutoff=None, courant=3.0, rate_min=15.0, steps=None, chunk=None, fft="scipy"):
         if n < 4 or n % 2:
-            raise ValueError(f"n must be an even number of grid points per axis, at least 4, got {n}")
+            raise ValueError(f"n: got {n}, expected an even number of grid points per axis, at least 4")
         if not flow.k_f < n / 2:
-            raise ValueError(f"a forcing at wavenumber {flow.k_f} does not fit a grid of {n} points")
+            raise ValueError(f"n: got {n} points, expected more than twice the wavenumber of the forcing, {flow.k_f}")
         transforms(np.zeros((1, n, n)), fft)  # a back-end that is not there is refused now, not in the middle of a run
         self.n, self.flow, self.fft, self.fixed_steps = n, flow, fft, steps
         self.mask = disc_mask(n) if cutoff is None else square_mask(n, cutoff)
@@ -220,7 +233,7 @@ class NavierStokes:
         xp = array_namespace(omega)
         for array in (omega, *others):
             if array.ndim != 3 or tuple(array.shape) != (omega.shape[0], self.n, self.n):
-                raise ValueError(f"fields must have shape (J, {self.n}, {self.n}), got {tuple(array.shape)}")
+                raise ValueError(f"fields: got shape {tuple(array.shape)}, expected (J, {self.n}, {self.n})")
 
         def take(array, rows):
             return xp.take(array, xp.asarray(rows.astype("int32"), device=device(array)), axis=0)
@@ -305,7 +318,7 @@ class OfficialSolver:
         """(omega(T) (J, n, n), number of steps). Raises ValueError where any row is not finite."""
         xp = array_namespace(omega)
         if omega.ndim != 3 or tuple(omega.shape[1:]) != (self.n, self.n):
-            raise ValueError(f"fields must have shape (J, {self.n}, {self.n}), got {tuple(omega.shape)}")
+            raise ValueError(f"fields: got shape {tuple(omega.shape)}, expected (J, {self.n}, {self.n})")
         self._tables(omega)
         z, t, dt, count, tables = self.r2c(omega), 0.0, self.dt, 0, (None, None, None)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -373,13 +386,14 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
     ----------
     size : 32, 64 or 128           grid points per axis; Reynolds number, data and scale belong to it: see
                                    `vorticity.PRESETS`
-    noise : float >= 0             standard deviation of the noise on y, vorticity units. 0 leaves y clean and the
-                                   misfit unweighted (the step rules of the method are free of that scale)
+    noise : float >= 0             standard deviation of the noise on y, vorticity units. 0 leaves y clean; it is then
+                                   inverted with `problem.assumed_noise` (EnKG's step does not depend on that scale)
     seed : int >= 0                number of the held-out field, and seed of the noise (a generator of its own)
     data_solver : "same" | "padded"   what makes y: the forward model itself, or a run on twice the grid, see
                                    `padded_observation`
-    truth : array (n, n) or None   a field of the caller instead of the held-out one, physical units; not zero
-    observation : array (m,) or (n/2, n/2), or None   measured data instead of simulated ones; there is then no
+    truth : array (n, n), path of an .npy file, or None   a field of the caller instead of the held-out one, physical
+                                   units; not zero
+    observation : array (m,) or (n/2, n/2), path, or None   measured data instead of simulated ones; there is then no
                                    truth unless ``truth`` is given too
     steps, fft                     see `NavierStokes`
     """
@@ -388,11 +402,11 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
     own = vorticity.preset(size)
     n = own.n
     if not (math.isfinite(noise) and noise >= 0.0):
-        raise ValueError(f"noise must be a standard deviation, zero or larger, got {noise}")
-    if data_solver not in ("same", "padded"):
-        raise ValueError(f"data_solver must be 'same' or 'padded', got {data_solver!r}")
+        raise ValueError(f"noise: got {noise}, expected a standard deviation >= 0")
+    if data_solver not in DATA_SOLVERS:
+        raise ValueError(f"data_solver: got {data_solver!r}, expected 'same' or 'padded'")
     if seed < 0:
-        raise ValueError(f"seed must be zero or larger, got {seed}")
+        raise ValueError(f"seed: got {seed}, expected a number >= 0")
     solver = NavierStokes(n, own.flow, courant=own.courant, rate_min=own.rate_min, steps=steps, fft=fft)
 
     def forward(x):
@@ -406,7 +420,7 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
     if truth is not None:
         truth = _field("truth", truth, (n, n))
         if not np.any(truth):
-            raise ValueError("truth must not be zero everywhere: errors are given relative to its norm")
+            raise ValueError("truth: got zeros everywhere, expected another field: errors are relative to its norm")
     elif observation is None:
         truth = vorticity.fields(size, 1, "test", first=seed)[0].astype("float64")
     if observation is not None:
@@ -415,9 +429,15 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         start = truth[None, :, :]
         y = observe(solver(start))[0] if data_solver == "same" else padded_observation(start, own.flow)[0]
         if not np.all(np.isfinite(y)):
-            raise ValueError("truth is too strong a flow for the solver: its largest speed needs more than "
-                             f"{STEP_CAP} time steps")
+            raise ValueError(f"truth: got a flow whose largest speed needs more than {STEP_CAP} time steps, expected a "
+                             "weaker one")
         y = y + noise * np.random.default_rng([seed, size]).standard_normal(y.shape)
+    notes = _notes(own, noise, data_solver, observation is not None)
+    assumed = not noise
+    if assumed:
+        noise = assumed_noise(y)
+        notes += (" No noise was given: the data" if observation is not None else " The noise-free data") + (
+            f" were inverted with an assumed noise of {noise:.3g}.")
 
     def moments():
         """Mean and half spectrum of the training fields, prior units."""
@@ -447,27 +467,26 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         name=f"navier-stokes-{n}",
         event_shape=(n, n),
         forward=forward,
-        observation=Observation(y=y, noise=noise or 1.0),
+        observation=Observation(y, noise, noise_is_assumed=assumed),
         scale=own.scale,
         units="vorticity (box 2 pi, time unit = observation time)",
         truth=truth,
         forward_vjp=forward_vjp,
         prior=own.prior,
         moments=moments,
+        known={"prior mean": vorticity.prior_moments(size)[0]},
         defaults={"particles": 256, "steps": 40, "guidance": 2.0, "updates": 2},
         score=score,
         figure=_figure,
-        notes=_notes(own, noise, data_solver, observation is not None),
+        notes=notes,
     )
 
 
 def _field(name, host, shape):
-    """``host`` as a finite float64 array of this shape, or a ValueError that names the argument."""
-    host = np.asarray(host, dtype="float64")
+    """``host``, an array or the path of an .npy file, as a finite float64 array of this shape; else ValueError."""
+    host = read_array(host, name)
     if host.shape not in (shape, (math.prod(shape),)):
-        raise ValueError(f"{name} must have shape {shape}, got {host.shape}")
-    if not np.all(np.isfinite(host)):
-        raise ValueError(f"{name} must be finite, got {int(np.sum(~np.isfinite(host)))} values that are not")
+        raise ValueError(f"{name}: got shape {host.shape}, expected {shape}")
     return host.reshape(shape)
 
 
@@ -525,3 +544,18 @@ def _figure(result):
     words = [line for sentence in sentences for line in textwrap.wrap(sentence, 200)]
     figure.text(0.5, -0.01, "\n".join(words), ha="center", va="top", fontsize=8)
     return figure
+
+
+def build(size=32, noise=0.0, item=0, truth=None, observation=None, data_solver="same", fft="scipy"):
+    """Problem ``item`` of a size: the held-out field and the noise of that number, see `navier_stokes`."""
+    return navier_stokes(size, noise, item, data_solver, truth, observation, fft=fft)
+
+
+ENTRY = Entry(
+    build, "initial vorticity from a later, sparse, noisy one: --size 32, 64 or 128",
+    (Option("size", integer, "grid points per axis: 32 (Reynolds number 50), 64 or 128 (Reynolds number 200)", 32),
+     Option("data_solver", str, "what makes the data: same (the forward model) or padded (a run on twice the grid)",
+            "same", DATA_SOLVERS, data="simulated"),
+     Option("fft", str, "scipy, ducc0 or pyfftw; the last two need the extra fast", "scipy"),
+     Option("noise", nonnegative, "standard deviation of the data; 0 inverts them with an assumed 2 % of theirs", 0.0),
+     ITEM, OBSERVATION, TRUTH))

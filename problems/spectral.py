@@ -35,7 +35,7 @@ def disc_mask(n):
 def square_mask(n, cutoff):
     """1 where |k1|, |k2| <= cutoff (< n/2), else 0; cutoff = (n - 1)//3 removes every alias of a quadratic product."""
     if not 0 < cutoff < n / 2:
-        raise ValueError(f"cutoff must be between 1 and {(n - 1) // 2} on a grid of {n} points, got {cutoff}")
+        raise ValueError(f"cutoff: got {cutoff}, expected 1 to {(n - 1) // 2} on a grid of {n} points")
     k1, k2 = wavenumbers(n)
     return ((abs(k1) <= cutoff) & (k2 <= cutoff)).astype(float)
 
@@ -81,7 +81,7 @@ def transforms(x, fft="scipy"):
         pyfftw.interfaces.cache.enable()  # keeps the plans between calls
         fft = pyfftw.interfaces.scipy_fft
     elif isinstance(fft, str):
-        raise ValueError(f"fft must be scipy, ducc0, pyfftw or an object with rfftn and irfftn, got {fft!r}")
+        raise ValueError(f"fft: got {fft!r}, expected scipy, ducc0, pyfftw or an object with rfftn and irfftn")
     return (lambda a: fft.rfftn(a, axes=axes)), (lambda h: fft.irfftn(h, s=(n, n), axes=axes))
 
 

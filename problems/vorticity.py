@@ -62,7 +62,7 @@ PRESETS = {
 def preset(size):
     """The preset of this size; ValueError where there is none."""
     if size not in PRESETS:
-        raise ValueError(f"size must be one of {', '.join(map(str, PRESETS))} grid points, got {size}")
+        raise ValueError(f"size: got {size}, expected {', '.join(map(str, PRESETS))} grid points per axis")
     return PRESETS[size]
 
 
@@ -88,7 +88,7 @@ def fields(size, count, split="train", seed=0, first=0, fft="scipy"):
     """
     own = preset(size)
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
     streams = [np.random.default_rng([size, SPLITS[split], seed, first + i]) for i in range(count)]
     normals = [stream.standard_normal((2, own.n, own.n)) for stream in streams]
     xi, eta = np.stack(normals, axis=1) if count else np.zeros((2, 0, own.n, own.n))

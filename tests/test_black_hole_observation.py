@@ -295,13 +295,13 @@ def test_other_bad_input_is_refused_by_name(tmp_path):
     data = vlbi.read_observation(DAY["101"])
     with pytest.raises(ValueError, match="no closed triangle"):
         from_visibilities(data.rows(data.first == 0))  # a star of baselines from ALMA
-    with pytest.raises(ValueError, match="day: got '100', expected '101'"):
+    with pytest.raises(ValueError, match="day: got '100', expected 101 "):
         m87("100")
     for name, value in (("coverage", "vlba"), ("noise", "none"), ("closure_set", "max"), ("branch", "cut"),
                         ("time_fraction", 0.0), ("truth", np.zeros((64, 64))), ("truth", np.ones((32, 32)))):
         with pytest.raises(ValueError, match=name):
             black_hole(**{"truth": crescent(), name: value})
-    with pytest.raises(FileNotFoundError, match="truth"):
+    with pytest.raises(ValueError, match="truth: got .*none.npy, which does not exist, expected an .npy file"):
         black_hole(truth=str(tmp_path / "none.npy"))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import problems
 from enkg_ref import cli
 from enkg_ref.compare import arena
 from enkg_ref.enkg_r.reference import Reference
@@ -260,14 +261,14 @@ def test_that_errors_come_first_and_skipped_updates_are_told():
     assert "skipped" not in report.text({**summary, "collapsed_updates": 0})
 
 
-def test_that_data_without_a_noise_level_are_said_to_be_unweighted(tmp_path, monkeypatch):
+def test_that_data_without_a_noise_level_are_said_to_be_inverted_with_an_assumed_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    np.save("y.npy", np.ones(256))
+    np.save("y.npy", np.random.default_rng(0).standard_normal(256))
     few = ["--observation", "y.npy", "--prior", "gaussian", "--particles", 4, "--steps", 3, "--quiet"]
     for noise, told in (([], True), (["--noise", 0.5], False)):
         assert run("navier-stokes", *few, *noise, "--out", f"out{told}") == 0
         notes = json.loads(Path(f"out{told}/summary.json").read_text())["notes"]
-        assert ("The misfit is unweighted: give --noise." in notes) == told
+        assert ("No noise was given: the data were inverted with an assumed noise of 0.0" in notes) == told
 
 
 def test_that_two_processes_give_the_ensembles_of_one(tmp_path):
@@ -398,16 +399,16 @@ BAD = [
     (["linear-gaussian", "--steps", "4", "--window", "0.5,0.4"], "window: got 0.5,0.4, which guides none of 4 levels"),
     (["black-hole", "--preset", "black-hole-official", "--steps", "40"], "steps: got 40 with a preset"),
     (["m87", "--day", "1"], "day: got '1'"),
-    (["navier-stokes", "--size", "33"], "size must be one of 32, 64, 128 grid points, got 33"),
+    (["navier-stokes", "--size", "33"], "size: got 33, expected 32, 64, 128 grid points per axis"),
     (["navier-stokes", "--size", "128"], "onnx_priors.training.navier_stokes --size 128, or --prior gaussian"),
     (["navier-stokes", "--noise", "-0.1"], "--noise: got '-0.1', expected a number >= 0"),
-    (["navier-stokes", "--truth", "small.npy"], "truth must have shape (32, 32), got (3, 3)"),
-    (["navier-stokes", "--observation", "small.npy"], "observation must have shape (16, 16), got (3, 3)"),
+    (["navier-stokes", "--truth", "small.npy"], "truth: got shape (3, 3), expected (32, 32)"),
+    (["navier-stokes", "--observation", "small.npy"], "observation: got shape (3, 3), expected (16, 16)"),
     (["navier-stokes", "--observation", "two.npz"], "observation: got two.npz, which is an archive of arrays"),
     (["navier-stokes", "--truth", "two.npz"], "truth: got two.npz, which is an archive of arrays, expected one array"),
     (["navier-stokes", "--observation", "complex.npy"], "got complex.npy, which is an array of complex128, expected"),
     (["navier-stokes", "--truth", "cut.npz"], "truth: got cut.npz, which is not an array of numbers"),
-    (["navier-stokes", "--truth", "zero.npy"], "truth must not be zero everywhere"),
+    (["navier-stokes", "--truth", "zero.npy"], "truth: got zeros everywhere, expected another field"),
     (["navier-stokes", "--item", "-1"], "item: got -1, expected a number >= 0"),
     (["navier-stokes", "--observation", "y.npy", "--item", "3"], "item: got 3, expected nothing: problem navier-stokes "
      "does not use it with --observation"),
@@ -431,7 +432,7 @@ BAD = [
     (["navier-stokes", "--method", "enkg-r", "--prior", "gaussian", "--reference", "foreign.npz"], "made for the prior "
      "with sha256 4567..., expected one for a prior that is no file"),
     (["linear-gaussian", "--method", "enkg-r", "--budget", "9" * 23], "9', expected an integer of at most 18 digits"),
-    (["m87", "--observation", "y.npy"], "observation: got a file with problem m87"),
+    (["m87", "--observation", "y.npy"], "observation: got y.npy, expected nothing: problem m87 does not use it"),
 ]
 
 
@@ -688,7 +689,7 @@ def test_that_an_interrupted_run_resumes_to_the_same_bits(own, tmp_path):
 def test_that_list_names_every_problem_method_and_prior(capsys):
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in (*cli.PROBLEMS, *arena.METHODS):
+    for name in (*problems.PROBLEMS, *arena.METHODS):
         assert name in printed
 
 

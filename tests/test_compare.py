@@ -1,6 +1,5 @@
 """``enkg compare`` and ``enkg solve --method`` as a person meets them: tables on disk, one sentence for bad input."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -12,9 +11,6 @@ from enkg_ref.compare import arena
 from enkg_ref.enkg_r.reference import file_sha256
 from enkg_ref.run import ledger, report
 from onnx_priors import manifest
-from problems.black_hole import black_hole
-from problems.linear_gaussian import linear_gaussian
-from problems.navier_stokes import navier_stokes
 
 FAST = ["enkg", "enkg-r", "eki", "scg", "dpg", "forward-gsg", "central-gsg", "dps", "diffpir", "mmps", "pnpdm", "blade"]
 
@@ -94,15 +90,6 @@ def test_what_a_comparison_is_of_is_recorded_and_nothing_of_it_may_change(here, 
     monkeypatch.chdir(here)
     monkeypatch.setattr(cli, "file_sha256", lambda path: "another file")
     assert compare(*command) == 2 and "a comparison with prior_sha256 = " in capsys.readouterr().err
-
-
-def test_the_arguments_that_a_comparison_assumes_are_the_defaults_of_the_problems():
-    defaults = {problem: {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
-                for problem, build in (("linear-gaussian", linear_gaussian), ("navier-stokes", navier_stokes),
-                                       ("black-hole", black_hole))}
-    defaults["black-hole"]["noise_mode"] = defaults["black-hole"]["noise"]
-    for problem, arguments in cli.ARGUMENTS.items():
-        assert arguments == {name: defaults[problem][name] for name in arguments}
 
 
 def test_tuning_is_told_and_uses_items_that_no_table_has(here, capsys):

@@ -94,9 +94,9 @@ def test_rows_that_are_not_finite_or_absurdly_large_are_flagged_and_the_run_goes
 
 def test_an_ensemble_of_fields_of_another_size_is_refused_with_both_shapes():
     problem = navier_stokes(32, seed=0)
-    with pytest.raises(ValueError, match=r"\(J, 32, 32\), got \(4, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"got shape \(4, 64, 64\), expected \(J, 32, 32\)"):
         problem.forward(np.zeros((4, 64, 64)))
-    with pytest.raises(ValueError, match=r"truth must have shape \(32, 32\), got \(64, 64\)"):
+    with pytest.raises(ValueError, match=r"truth: got shape \(64, 64\), expected \(32, 32\)"):
         navier_stokes(32, truth=np.zeros((64, 64)))
 
 

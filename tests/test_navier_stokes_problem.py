@@ -67,14 +67,18 @@ def test_the_observation_given_by_the_caller_is_used_and_checked():
     y = observe(vorticity.fields(32, 1, "test"))[0]
     problem = navier_stokes(size=32, observation=y)
     assert np.array_equal(problem.observation.y, y.astype("float64")) and problem.truth is None
-    with pytest.raises(ValueError, match="observation must have shape"):
+    with pytest.raises(ValueError, match=r"observation: got shape \(255,\), expected \(16, 16\)"):
         navier_stokes(size=32, observation=y[:-1])
-    with pytest.raises(ValueError, match="truth must be finite"):
+    with pytest.raises(ValueError, match="truth: got an array with non-finite values"):
         navier_stokes(size=32, truth=np.full((32, 32), np.nan))
 
 
-@pytest.mark.parametrize("bad, message", [({"size": 48}, "size must be one of"), ({"noise": -1.0}, "noise must be"),
-                                          ({"data_solver": "exact"}, "data_solver"), ({"seed": -1}, "seed must be")])
+@pytest.mark.parametrize("bad, message", [
+    ({"size": 48}, "size: got 48, expected 32, 64, 128 grid points"),
+    ({"noise": -1.0}, "noise: got -1.0, expected a standard deviation"),
+    ({"data_solver": "exact"}, "data_solver: got 'exact', expected 'same' or 'padded'"),
+    ({"seed": -1}, "seed: got -1, expected a number >= 0"),
+])
 def test_bad_settings_are_refused_by_name(bad, message):
     with pytest.raises(ValueError, match=message):
         navier_stokes(**bad)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import problems
 from enkg_ref import cli
 from enkg_ref.compare import arena
 
@@ -43,7 +44,7 @@ def test_that_every_command_line_of_the_readme_is_understood():
         argv = shlex.split(line)[1:]
         options = cli._parser().parse_args(argv)
         if options.command == "solve" and options.problem:
-            assert options.problem in cli.PROBLEMS and options.method in arena.METHODS
+            assert options.problem in problems.PROBLEMS and options.method in arena.METHODS
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)]+)\)", README))

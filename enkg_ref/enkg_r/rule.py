@@ -22,7 +22,6 @@ START_LEADING = 0.6  # the same in rms standard deviations of the leading modes
 START_MOST = 3.0  # at most, in pointwise standard deviations, unless some data are angles: those choose branches early
 END, END_ANGLES = 0.15, 0.05  # s_L at least, in pointwise standard deviations: below, spread falls and error rises
 MODEL_NOISE = 0.25  # c_R: from 0.25 to 1 errors change by less than 10 %, at 0.02 runs blew up
-ASSUMED_NOISE = 0.02  # of noise-free data, in standard deviations of y
 
 
 def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf), seed=0):
@@ -65,11 +64,6 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
         steepest=FALL_PER_RENEWAL ** (J / evaluations), memory=1.0 - J / evaluations, seed=seed,
         model_noise=MODEL_NOISE, shrink_to=diagonal if angles else isotropic,
         outliers=twice_the_median if angles else None)
-
-
-def assumed_noise(y):
-    """Standard deviation to invert noise-free data with: 2 % of the standard deviation of y. A Gamma of 0 has no R."""
-    return ASSUMED_NOISE * float(np.std(y))
 
 
 def default_budget(item):
