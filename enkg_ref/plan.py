@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from . import ensemble, extensions
 from .diagnostics import Memory, observe
 from .enkg import State
@@ -10,6 +12,7 @@ from .protocol import Method, Plan, at_least, one_of
 
 STEP_RULES = {"frobenius": ensemble.frobenius, "trace": ensemble.trace, "constant": ensemble.constant,
               "tempered": ensemble.frobenius}
+COLLAPSE_BUDGET = 2.0  # of a whole run on a problem without settings of its own; benchmarks/suite.py, "choose"
 STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
 
 
@@ -18,20 +21,40 @@ def plan(item, budget, c_vjp, seed, settings):
 
     Without a budget the problem's defaults hold (a preset: its own settings) and the settings given override them.
     With one, J and N follow from it: 40 levels (or those given), fewer levels rather than J below 64, 32, 16.
+    Where neither the problem nor the user names a guidance, `cautious_guidance` and the particle stop take its place.
     """
-    settings = dict(settings)
-    step_rule, stop = settings.pop("step_rule", "frobenius"), settings.pop("stop", "none")
+    settings, why = dict(settings), ""
+    step_rule, stop = settings.pop("step_rule", "frobenius"), settings.pop("stop", None)
     failed = settings.pop("failed", "shift")
     one_of("step_rule", step_rule, STEP_RULES)
-    one_of("stop", stop, STOPS)
+    one_of("stop", stop or "none", STOPS)
+    named = {"guidance", "preset"} & {*settings, *item.problem.defaults}
     preset, multiple = _preset(item, budget, settings)
     preset = preset.but(step_rule=STEP_RULES[step_rule])
+    if not named and step_rule == "frobenius":
+        gamma = cautious_guidance(item, preset)
+        preset, stop = preset.but(guidance=gamma), stop or "particle"
+        why = (f"guidance {gamma:.2g}, so that the spread of the predictions shrinks by a factor of about exp"
+               f"({COLLAPSE_BUDGET:g}) over the whole run, and updates stop where the particles fit the data on average"
+               if stop == "particle" else f"guidance {gamma:.2g} by the collapse budget {COLLAPSE_BUDGET:g}")
+    stop = stop or "none"
     if preset.window[1] < preset.window[0]:
         raise ValueError(f"window: got fractions that guide none of {preset.steps} levels, expected smaller ones")
     method = _compose(item, preset, seed, step_rule, stop, failed, multiple)
     described = {**preset.describe(), "step_rule": step_rule, "stop": stop, "failed": failed, "guard": multiple}
     return Plan(method, preset.particles, described, preset.counts()["forward"], State,
-                lambda forward: extensions.plausible(forward, item.likelihood))
+                lambda forward: extensions.plausible(forward, item.likelihood), why)
+
+
+def cautious_guidance(item, preset):
+    """gamma at which the collapse budget of the whole run (THEORY.md 1.5) is `COLLAPSE_BUDGET`; at most 2.
+
+    Every update takes about gamma/sqrt(r) off the logarithm of the spread of the predictions, r their rank, at most
+    m, J - 1 and d. The published guidance 2 spends a budget of 40 where twelve data are updated 74 times: the particles
+    have no spread left to follow the denoiser long before the end.
+    """
+    rank = min(item.likelihood.size, preset.particles - 1, math.prod(item.problem.event_shape))
+    return min(2.0, COLLAPSE_BUDGET * math.sqrt(rank) / max(preset.counts()["forward"], 1))
 
 
 def _preset(item, budget, settings):

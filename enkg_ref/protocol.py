@@ -67,6 +67,7 @@ class Plan:
     method : with the verbs above;  rows : J, of the starting noise;  settings : JSON-able, what a summary prints and a
     checkpoint compares;  waves : sequential forward calls of the whole run;  state : the class of its states
     around : Forward -> Forward, what the method wants around the forward model
+    why : in words, what was chosen for this item and by which rule, for the user to read; "" where nothing was
     """
 
     method: Any
@@ -75,6 +76,7 @@ class Plan:
     waves: int
     state: type
     around: Callable = lambda forward: forward  # noqa: E731
+    why: str = ""
 
 
 @dataclass(frozen=True)
