@@ -6,12 +6,13 @@ With x = x0 + sigma n, x0 ~ N(mu, C) and n ~ N(0, I):
     flow            phi(x, s, t) = mu + (C + t^2)^(1/2) (C + s^2)^(-1/2) (x - mu)          probability flow s -> t, (O2)
     Jacobian        J_D = C (C + s^2)^-1, symmetric                                        (O3)
 
-Three forms of C share these formulas, each a function of C being a multiplication in the eigenbasis of C:
+These forms of C share these formulas, each a function of C being a multiplication in the eigenbasis of C:
 
     GaussianPrior(mean, variances)                    diagonal C
     GaussianPrior(mean, variances, modes, rest)       principal components q_k and an isotropic rest
     GaussianPrior.from_covariance(mean, C)            a dense matrix C, by its eigenvectors
     GaussianPrior.stationary(mean, spectrum)          C invariant under shifts of a periodic grid, by its Fourier modes
+    GaussianPrior.cosines(mean, variances)            patches of a stationary field without a period, by their cosines
 
 Array functions compute in the dtype of x, on its device, in any array-API namespace. ``to_onnx`` writes a prior file.
 """
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_priors._xp import flat_rows, like, noise_level
-from onnx_priors.eigenbasis import Diagonal, Modes, Waves, eigen, orthonormal, ratio
+from onnx_priors.eigenbasis import Cosines, Diagonal, Modes, Waves, eigen, orthonormal, ratio
 from onnx_priors.graph import Graph
 from onnx_priors.metadata import model_shape
 
@@ -105,6 +106,17 @@ class GaussianPrior:
                              f"{wanted}")
         prior = object.__new__(cls)
         prior._hold(mean, Waves(mean.shape, spectrum))
+        return prior
+
+    @classmethod
+    def cosines(cls, mean, variances):
+        """N(mean, C), C diagonal in products of cosines (DCT-II) along every axis: variances (*event) by frequency.
+
+        ``mean`` (*event), or one number for all entries.
+        """
+        variances = np.asarray(variances, dtype=np.float64)
+        prior = object.__new__(cls)
+        prior._hold(np.broadcast_to(np.asarray(mean, dtype=np.float64), variances.shape).copy(), Cosines(variances))
         return prior
 
     def denoise(self, x, sigma):

@@ -85,8 +85,8 @@ class Picture:
         if self.observation is not None:
             return None, ""
         if self.size != photographs.SIZE:
-            raise ValueError(f"image: got nothing, expected a picture: those that are shipped have {photographs.SIZE} x "
-                             f"{photographs.SIZE} pixels, not {self.size} x {self.size}")
+            raise ValueError(f"image: got nothing, expected a picture of {self.size} x {self.size} pixels: those that "
+                             f"are shipped have {photographs.SIZE} x {photographs.SIZE}")
         return self._shipped()
 
     def _shipped(self):

@@ -157,13 +157,13 @@ class FourierMagnitude(_Operator):
         rows, columns = np.meshgrid(k, k, indexing="ij")
         mirrored = columns >= H
         full = np.where(mirrored, (-rows) % N * H + (-columns) % N, rows * H + columns)
-        shown = np.empty((N, N), dtype=np.int64)  # where frequency (row, column) is shown
+        shown = np.empty((N, N), dtype=int)  # where frequency (row, column) is shown
         shown[rows, columns] = np.arange(N * N).reshape(N, N)
         half_rows, half_columns = np.meshgrid(np.arange(N), np.arange(H), indexing="ij")
         here = shown[half_rows, half_columns]
         there = shown[-half_rows % N, -half_columns % N]
-        super().__init__(event_shape, (*event_shape[:-2], N, N), full=full.reshape(-1),
-                         here=here.reshape(-1), there=there.reshape(-1))
+        super().__init__(event_shape, (*event_shape[:-2], N, N), full=full.reshape(-1).astype(np.int32),
+                         here=here.reshape(-1).astype(np.int32), there=there.reshape(-1).astype(np.int32))
 
     def __call__(self, x):
         """(J, *event) -> (J, m)"""

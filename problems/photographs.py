@@ -3,8 +3,8 @@
     draws(photographs("train"))    random patches for training: any place, four scales, flips, brightness, colours
     grid(photographs("test"))      patches side by side, each with (photograph, scale, top, left)
 
-    python -m problems.photographs     writes problems/data/photo-patches.npz: the twelve patches of the test photographs
-                                       at scale 3, the truths of the imaging problems, and the moments of the draws
+    python -m problems.photographs     writes problems/data/photo-patches.npz: the truths of the imaging problems (the
+                                       twelve patches of the test photographs at scale 3) and the moments of the draws
 
 Pictures are uint8 (H, W, 3); patches in prior units x = value / 127.5 - 1, (3, 64, 64). Grey photographs are replicated
 over the channels. A scale s is the photograph averaged over s x s pixels. Making anything needs scikit-image and

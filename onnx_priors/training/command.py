@@ -23,8 +23,9 @@ def parser(module, summary, images):
 
 def train_and_write(options, call, denoiser, draw, clean, facts, forms, wiener=None, sigmas=edm.TABLE_SIGMAS, unit=1.0,
                     **training):
-    """Train ``denoiser`` as `parser`'s options say, write the prior and its Gaussian, print the error table; returns the
-    trained denoiser.
+    """Train ``denoiser`` as `parser`'s options say, write the prior and its Gaussian, print the error table.
+
+    Returns the trained denoiser.
 
     call : module and options of its own, for the manifest's training command
     draw : (count, torch.Generator) -> clean images, as `edm.train` wants it;  training : more of its arguments

@@ -3,9 +3,10 @@
     python -m onnx_priors.training.photo_patches --work DIR --out onnx_priors/weights/photo-patches-64.onnx
 
 cuts patches out of the photographs that ship inside scikit-image and scikit-learn (``problems/photographs.py``),
-trains, exports, enters the file in the manifest and prints the error table on photographs that were not trained on. It may be stopped
-and started again; ``--export-only`` writes what the last checkpoint holds. The Gaussian of the same patches is written
-beside the prior (``photo-patches-64-gaussian.onnx``) for comparisons. Needs the ``train`` and the ``images`` extra.
+trains, exports, enters the file in the manifest and prints the error table, on photographs that were not trained on and
+on those that were. It may be stopped and started again; ``--export-only`` writes what the last checkpoint holds. The
+Gaussian of the same patches is written beside the prior (``photo-patches-64-gaussian.onnx``) for comparisons. Needs the
+extras ``train`` and ``images``.
 """
 
 from __future__ import annotations
