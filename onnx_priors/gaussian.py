@@ -93,6 +93,12 @@ class GaussianPrior:
         return cls(mean, variances, vectors.reshape(-1, *np.shape(mean)))
 
     @classmethod
+    def from_principal(cls, principal):
+        """The Gaussian of a `Principal` (mean, modes (d, r), variances (r,), rest)."""
+        mean, modes, variances, rest = principal
+        return cls(mean, variances, modes.T.reshape(-1, *mean.shape), rest)
+
+    @classmethod
     def stationary(cls, mean, spectrum):
         """N(mean, C) on a periodic grid, C invariant under shifts: C = F^-1 diag(spectrum) F, F the Fourier transform.
 
@@ -163,10 +169,14 @@ class GaussianPrior:
         or "float16" makes the file smaller; the arithmetic stays float64.
         """
         graph = Graph(self.mean.size, vjp, storage)
-        scale, mean = self._basis.onnx_shrinkage(graph), graph.table(self.mean.reshape(-1))
+        scale, mean = self.onnx_shrinkage(graph), graph.table(self.mean.reshape(-1))
         denoised = graph.add(mean, scale(graph.sub(graph.x, mean)))
         facts = {"parametrisation": "exact Gaussian denoiser, (O1)", **(metadata or {})}
         graph.save(path, [denoised, scale(graph.v)] if vjp else [denoised], self.event_shape, facts)
+
+    def onnx_shrinkage(self, graph):
+        """The linear part of the denoiser in a graph: a function of its rows, z -> C (C + sigma^2)^-1 z."""
+        return self._basis.onnx_shrinkage(graph)
 
     def _affine(self, x, function):
         """mu + f(C) (x - mu), f given as a function of the eigenvalues."""

@@ -7,6 +7,7 @@ import importlib.metadata
 from pathlib import Path
 
 from onnx_priors import export, shipping
+from onnx_priors.borrow import borrow_weights
 from onnx_priors.training import edm
 
 
@@ -73,11 +74,11 @@ def write(denoiser, path, size, facts, forms, **more):
     about = {**facts, "parametrisation": forms[0], **more}
     export.export_denoiser(denoiser, path, size, about)
     export.export_vjp(denoiser, vjp, size, about)
-    shipping.borrow_weights(vjp, path)
+    borrow_weights(vjp, path)
     shipping.register_prior(path.stem, path, vjp, manifest=manifest)
     gaussian = path.with_name(f"{path.stem}-gaussian.onnx")
     export.export_denoiser(denoiser.gaussian, gaussian, size, {**facts, "parametrisation": forms[1]})
-    shipping.borrow_weights(gaussian, path, least=100_000)
+    borrow_weights(gaussian, path, least=100_000)
     shipping.register_prior(gaussian.stem, gaussian, None, manifest=manifest)
 
 
