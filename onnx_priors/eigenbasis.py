@@ -1,4 +1,4 @@
-"""The eigenbases in which a covariance C is diagonal: pixels, principal components, Fourier modes.
+"""The eigenbases in which a covariance C is diagonal: pixels, principal components, Fourier modes, cosines.
 
 Each class holds ``variances``, the eigenvalues of C, and ``counts``, their multiplicities, and offers
 
@@ -129,6 +129,57 @@ class Waves:
             return graph.reshape(graph.matmul(sums, back), (-1, m * n))
 
         return scale
+
+
+class Cosines:
+    """Products of cosines (DCT-II) along every axis of an event: variances (*event) by their frequencies."""
+
+    def __init__(self, variances):
+        self.variances, self.counts = variances, 1
+        self._bases = [cosine_basis(n) for n in variances.shape]
+
+    def multiply(self, z, factors):
+        xp = array_namespace(z)
+        y = self._turned(xp.reshape(z, (-1, *self.variances.shape)), 0)
+        return xp.reshape(self._turned(y * like(factors, z), 1), z.shape)
+
+    def _turned(self, y, back):
+        """The cosine transform along every axis but the first, or its transpose ``back``."""
+        xp = array_namespace(y)
+        for axis, basis in enumerate(self._bases, start=1):
+            basis = like(basis if back else basis.T, y)
+            y = xp.moveaxis(xp.matmul(xp.moveaxis(y, axis, -1), basis), -1, axis)
+        return y
+
+    def leading(self, count):
+        order = np.argsort(-self.variances.reshape(-1), kind="stable")[:count]
+        vectors = np.ones((order.size, 1))
+        for basis, k in zip(self._bases, np.unravel_index(order, self.variances.shape)):
+            vectors = (vectors[:, :, None] * basis[k][:, None, :]).reshape(order.size, -1)
+        return vectors.T, self.variances.reshape(-1)[order]
+
+    def onnx_shrinkage(self, graph):
+        """A small matrix product along the last axis, and one for all the axes before it."""
+        shape = self.variances.shape
+        first = np.ones((1, 1))
+        for basis in self._bases[:-1]:
+            first = np.kron(first, basis)
+        rows, rows_T, last, last_T = (graph.table(a) for a in (first, first.T, self._bases[-1], self._bases[-1].T))
+        variances = graph.table(self.variances.reshape(1, -1, shape[-1]))
+        gain = graph.div(variances, graph.add(variances, graph.reshape(graph.sigma2, (-1, 1, 1))))
+
+        def scale(z):
+            y = graph.matmul(rows, graph.matmul(graph.reshape(z, (-1, first.shape[0], shape[-1])), last_T))
+            y = graph.matmul(rows_T, graph.matmul(graph.mul(gain, y), last))
+            return graph.reshape(y, (-1, self.variances.size))
+
+        return scale
+
+
+def cosine_basis(n):
+    """Orthogonal DCT-II matrix (n, n): row k is cos(pi k (j + 1/2)/n), normalised."""
+    k = np.arange(n)[:, None]
+    return np.cos(np.pi * k * (np.arange(n) + 0.5) / n) * np.sqrt(np.where(k == 0, 1.0, 2.0) / n)
 
 
 def ratio(variances, s2):

@@ -6,12 +6,13 @@ With x = x0 + sigma n, x0 ~ N(mu, C) and n ~ N(0, I):
     flow            phi(x, s, t) = mu + (C + t^2)^(1/2) (C + s^2)^(-1/2) (x - mu)          probability flow s -> t, (O2)
     Jacobian        J_D = C (C + s^2)^-1, symmetric                                        (O3)
 
-Three forms of C share these formulas, each a function of C being a multiplication in the eigenbasis of C:
+These forms of C share these formulas, each a function of C being a multiplication in the eigenbasis of C:
 
     GaussianPrior(mean, variances)                    diagonal C
     GaussianPrior(mean, variances, modes, rest)       principal components q_k and an isotropic rest
     GaussianPrior.from_covariance(mean, C)            a dense matrix C, by its eigenvectors
     GaussianPrior.stationary(mean, spectrum)          C invariant under shifts of a periodic grid, by its Fourier modes
+    GaussianPrior.cosines(mean, variances)            patches of a stationary field without a period, by their cosines
 
 Array functions compute in the dtype of x, on its device, in any array-API namespace. ``to_onnx`` writes a prior file.
 """
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_priors._xp import flat_rows, like, noise_level
-from onnx_priors.eigenbasis import Diagonal, Modes, Waves, eigen, orthonormal, ratio
+from onnx_priors.eigenbasis import Cosines, Diagonal, Modes, Waves, eigen, orthonormal, ratio
 from onnx_priors.graph import Graph
 from onnx_priors.metadata import model_shape
 
@@ -92,6 +93,12 @@ class GaussianPrior:
         return cls(mean, variances, vectors.reshape(-1, *np.shape(mean)))
 
     @classmethod
+    def from_principal(cls, principal):
+        """The Gaussian of a `Principal` (mean, modes (d, r), variances (r,), rest)."""
+        mean, modes, variances, rest = principal
+        return cls(mean, variances, modes.T.reshape(-1, *mean.shape), rest)
+
+    @classmethod
     def stationary(cls, mean, spectrum):
         """N(mean, C) on a periodic grid, C invariant under shifts: C = F^-1 diag(spectrum) F, F the Fourier transform.
 
@@ -105,6 +112,17 @@ class GaussianPrior:
                              f"{wanted}")
         prior = object.__new__(cls)
         prior._hold(mean, Waves(mean.shape, spectrum))
+        return prior
+
+    @classmethod
+    def cosines(cls, mean, variances):
+        """N(mean, C), C diagonal in products of cosines (DCT-II) along every axis: variances (*event) by frequency.
+
+        ``mean`` (*event), or one number for all entries.
+        """
+        variances = np.asarray(variances, dtype=np.float64)
+        prior = object.__new__(cls)
+        prior._hold(np.broadcast_to(np.asarray(mean, dtype=np.float64), variances.shape).copy(), Cosines(variances))
         return prior
 
     def denoise(self, x, sigma):
@@ -151,10 +169,14 @@ class GaussianPrior:
         or "float16" makes the file smaller; the arithmetic stays float64.
         """
         graph = Graph(self.mean.size, vjp, storage)
-        scale, mean = self._basis.onnx_shrinkage(graph), graph.table(self.mean.reshape(-1))
+        scale, mean = self.onnx_shrinkage(graph), graph.table(self.mean.reshape(-1))
         denoised = graph.add(mean, scale(graph.sub(graph.x, mean)))
         facts = {"parametrisation": "exact Gaussian denoiser, (O1)", **(metadata or {})}
         graph.save(path, [denoised, scale(graph.v)] if vjp else [denoised], self.event_shape, facts)
+
+    def onnx_shrinkage(self, graph):
+        """The linear part of the denoiser in a graph: a function of its rows, z -> C (C + sigma^2)^-1 z."""
+        return self._basis.onnx_shrinkage(graph)
 
     def _affine(self, x, function):
         """mu + f(C) (x - mu), f given as a function of the eigenvalues."""

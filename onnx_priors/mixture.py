@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_priors._xp import flat_rows, like, noise_level
 from onnx_priors.eigenbasis import eigen, orthonormal
+from onnx_priors.gaussian import GaussianPrior
 from onnx_priors.graph import Graph
 from onnx_priors.metadata import model_shape
 
@@ -80,9 +81,13 @@ class MixturePrior:
     def to_onnx(self, path, metadata=None, vjp=False, storage="float64"):
         """Write the denoiser, or (D, J_D^T v), as a prior file; arguments of ``GaussianPrior.to_onnx``."""
         graph = Graph(self._means.shape[1], vjp, storage)
-        outputs = (self._isotropic_graph if self._isotropic else self._general_graph)(graph)
+        outputs = self.graph_outputs(graph)
         facts = {"parametrisation": "exact Gaussian-mixture denoiser, (O4)", **(metadata or {})}
         graph.save(path, outputs, self.event_shape, facts)
+
+    def graph_outputs(self, graph):
+        """The values [D] or [D, J_D^T v] for the rows x and v of the graph."""
+        return (self._isotropic_graph if self._isotropic else self._general_graph)(graph)
 
     def _evaluate(self, x, sigma, v):
         xp, flat_x = flat_rows(x, self.event_shape, "x")
@@ -185,6 +190,65 @@ class MixturePrior:
         along = graph.div(graph.sum(graph.mul(spread, graph.v), 2), graph.sigma2)
         inner = out_of(graph.mul(gain, into(graph.v)))
         return [denoised, graph.sum(graph.mul(r, graph.add(inner, graph.mul(spread, along))), 0, keep=0)]
+
+
+class PrincipalMixture:
+    """A Gaussian mixture of the first principal coordinates of a Gaussian, whose other directions stay as they are.
+
+    x0 = mean + V a0 + e, V the first r modes, a0 of the mixture, e the Gaussian's part orthogonal to V: for events with
+    more entries than a full covariance per component could describe. D(x, s) = D_e(x, s) + V D_a(V^T (x - mean), s).
+
+    Parameters
+    ----------
+    principal : gaussian.Principal   mean (*event), modes (d, R), variances (R,), rest
+    mixture : MixturePrior           of events (r,), r <= R, in the place of the variances of the first r modes
+    """
+
+    def __init__(self, principal, mixture):
+        r = mixture.event_shape[0]
+        variances = np.where(np.arange(len(principal.variances)) < r, 0.0, principal.variances)
+        self._others = GaussianPrior.from_principal(principal._replace(variances=variances))
+        self.event_shape, self.mixture = principal.mean.shape, mixture
+        self._mean, self._rows = principal.mean.reshape(-1), principal.modes.T[:r]
+
+    def denoise(self, x, sigma):
+        """D(x, sigma) of the class's formula.  x (J, *event), sigma >= 0; D(x, 0) = x."""
+        if noise_level(sigma) == 0.0:
+            return x
+        xp, flat = flat_rows(x, self.event_shape, "x")
+        rows = like(self._rows, x)
+        inside = self.mixture.denoise((flat - like(self._mean, x)) @ rows.T, sigma)
+        return self._others.denoise(x, sigma) + xp.reshape(inside @ rows, x.shape)
+
+    def denoise_vjp(self, x, sigma, v):
+        """(D, J_D^T v), J_D = J_e + V J_a V^T, symmetric.  v (J, *event)."""
+        if noise_level(sigma) == 0.0:
+            return x, v
+        xp, flat = flat_rows(x, self.event_shape, "x")
+        rows = like(self._rows, x)
+        inside = self.mixture.denoise_vjp((flat - like(self._mean, x)) @ rows.T, sigma,
+                                          flat_rows(v, self.event_shape, "v")[1] @ rows.T)
+        return tuple(outside + xp.reshape(a @ rows, x.shape)
+                     for outside, a in zip(self._others.denoise_vjp(x, sigma, v), inside))
+
+    def sample(self, rng, count):
+        """``count`` draws, numpy float64 (count, *event)."""
+        inside = self.mixture.sample(rng, count) @ self._rows
+        return self._others.sample(rng, count) + inside.reshape(count, *self.event_shape)
+
+    def to_onnx(self, path, metadata=None, vjp=False, storage="float64"):
+        """Write the denoiser, or (D, J_D^T v), as a prior file; arguments of ``GaussianPrior.to_onnx``."""
+        graph = Graph(self._mean.size, vjp, storage)
+        shrink, mean, rows = self._others.onnx_shrinkage(graph), graph.table(self._mean), graph.table(self._rows)
+        centred = [graph.sub(graph.x, mean), *([graph.v] if vjp else [])]
+        outside = [shrink(z) for z in centred]
+        graph.x, graph.v = [*(graph.matmul_T(z, rows) for z in centred), None][:2]
+        inside = self.mixture.graph_outputs(graph)
+        outputs = [graph.add(a, graph.matmul(b, rows)) for a, b in zip(outside, inside)]
+        outputs[0] = graph.add(outputs[0], mean)
+        facts = {"parametrisation": "Gaussian mixture of the leading principal components, the others Gaussian, (O4)",
+                 **(metadata or {})}
+        graph.save(path, outputs, self.event_shape, facts)
 
 
 def _softmax(xp, a, axis):

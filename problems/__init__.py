@@ -9,6 +9,10 @@ PROBLEMS = {
     "m87": "problems.black_hole:M87",
     "black-hole": "problems.black_hole:BLACK_HOLE",
     "navier-stokes": "problems.navier_stokes:ENTRY",
+    "inpainting": "problems.imaging:INPAINTING",
+    "super-resolution": "problems.imaging:SUPER_RESOLUTION",
+    "deblurring": "problems.imaging:DEBLURRING",
+    "phase-retrieval": "problems.imaging:PHASE_RETRIEVAL",
     "linear-gaussian": "problems.linear_gaussian:ENTRY",
 }
 """The table: name -> "module:entry". The module is loaded when the problem is asked for."""

@@ -386,3 +386,41 @@ def test_principal_components_keep_the_variance_and_spread_what_is_left_evenly(k
     np.testing.assert_allclose(V.T @ C @ V, np.diag(values[:3]), atol=1e-8)
     assert rest == pytest.approx(values[3:].mean(), rel=1e-8)
     assert np.array_equal(mean, prior.mean) and prior.total_variance == pytest.approx(values.sum(), rel=1e-8)
+
+
+def cosines(shape, seed=5):
+    rng = np.random.default_rng(seed)
+    return GaussianPrior.cosines(rng.standard_normal(shape), rng.uniform(0.0, 2.0, shape))
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (3, 4, 6)])
+def test_that_a_gaussian_in_cosines_is_that_of_its_dense_covariance(shape, backend):
+    prior, scipy_fft = cosines(shape), pytest.importorskip("scipy.fft")
+    d, axes = int(np.prod(shape)), tuple(range(1, len(shape) + 1))
+    rows = scipy_fft.dctn(np.eye(d).reshape(-1, *shape), axes=axes, norm="ortho").reshape(d, d)
+    dense = GaussianPrior.from_covariance(prior.mean, (rows * prior._basis.variances.reshape(-1)) @ rows.T)
+    x, v = noisy(prior, 1.0), noisy(prior, 1.0, seed=1)
+    dtype, tolerance = ("float64", 1e-12) if backend.float64 else ("float32", 2e-6)
+    for got, expected in zip(prior.denoise_vjp(backend.array(x, dtype), 0.7, backend.array(v, dtype)),
+                             dense.denoise_vjp(x, 0.7, v)):
+        np.testing.assert_allclose(backend.numpy(got), expected, atol=tolerance * np.abs(x).max())
+    assert prior.total_variance == pytest.approx(dense.total_variance)
+    mean, V, variances, rest = prior.principal(5)
+    np.testing.assert_allclose(V.T @ V, np.eye(5), atol=1e-12)
+    np.testing.assert_allclose((rows * prior._basis.variances.reshape(-1)) @ rows.T @ V, V * variances, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (3, 4, 6)])
+def test_that_the_file_of_a_gaussian_in_cosines_equals_its_array_functions(shape, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx_priors.session import OnnxDenoiserVJP
+
+    prior = cosines(shape)
+    prior.to_onnx(tmp_path / "v.onnx", vjp=True)
+    run = OnnxDenoiserVJP(tmp_path / "v.onnx")
+    for sigma in map(np.float32, SIGMAS):
+        x, v = noisy(prior, sigma).astype(np.float32), noisy(prior, 1.0, seed=1).astype(np.float32)
+        wanted = prior.denoise_vjp(x.astype(np.float64), float(sigma), v.astype(np.float64))
+        for out, want in zip(run(x, sigma, v), wanted):
+            np.testing.assert_allclose(out, want, rtol=0, atol=2e-7 * max(1.0, np.max(np.abs(want))))

@@ -9,10 +9,10 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx_priors import manifest  # noqa: E402
+from onnx_priors.borrow import borrow_weights  # noqa: E402
 from onnx_priors.gaussian import GaussianPrior  # noqa: E402
 from onnx_priors.graph import Graph  # noqa: E402
 from onnx_priors.session import OnnxDenoiser, OnnxDenoiserVJP  # noqa: E402
-from onnx_priors.shipping import borrow_weights  # noqa: E402
 
 D = 40
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import problems
-from problems import black_hole
+from problems import black_hole, imaging
 from problems.problem import Observation, Problem, assumed_noise
 
 TOY = """
@@ -77,10 +77,11 @@ def test_that_a_wrong_option_is_refused_in_one_sentence(name, given, sentence):
 
 @pytest.mark.parametrize("name", problems.PROBLEMS)
 def test_that_every_option_states_the_default_of_its_problem(name):
-    entry, recipe = problems.entry(name), inspect.signature(black_hole.from_visibilities).parameters
+    entry, recipe = problems.entry(name), {**inspect.signature(black_hole.from_visibilities).parameters,
+                                           **inspect.signature(imaging.Picture).parameters}
     keywords = inspect.signature(entry.build).parameters
     for option in entry.options:
-        known = keywords if option.name in keywords else recipe  # the black hole hands on what is for real data
+        known = keywords if option.name in keywords else recipe  # what a builder hands on
         assert known[option.name].default == option.default
         assert option.default is None or option.read(str(option.default)) == option.default
 

@@ -31,7 +31,7 @@ def small(monkeypatch):
     monkeypatch.setattr(navier_stokes.vorticity, "fields", fields)
     monkeypatch.setattr(command.export, "export_denoiser", keep)
     monkeypatch.setattr(command.export, "export_vjp", keep)
-    monkeypatch.setattr(command.shipping, "borrow_weights", lambda path, source, least=0: 0)
+    monkeypatch.setattr(command, "borrow_weights", lambda path, source, least=0: 0)
     monkeypatch.setattr(command.shipping, "register_prior", lambda name, file, vjp, manifest: manifest.write_text(
         json.dumps((json.loads(manifest.read_text()) if manifest.exists() else []) + [[name, vjp and vjp.name]])))
     return written
