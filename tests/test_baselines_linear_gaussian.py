@@ -43,7 +43,7 @@ from enkg_ref.baselines import (
 )
 from enkg_ref.baselines import eki as eki_module
 from enkg_ref.diffusion import edm_sigmas, euler_step
-from enkg_ref.enkg import iterate
+from enkg_ref.protocol import iterate
 
 LG = lg6()
 GRID = schedule.vp_grid(1000)
@@ -309,7 +309,7 @@ def test_the_smoothed_gradient_is_unbiased_with_the_known_variance(mode):
     gradient = 2 * LG.H.T @ (LG.H @ x0 - LG.y)
     method = GSG(LG.denoise, LG.denoise_vjp, stacked(1, 1.0),
                  gsg.Config(mode=mode, steps=10, queries=2 if mode == "central" else 1, smoothing=1e-4))
-    state = gsg.State(np.zeros((n, 6)), np.tile(x0, (n, 1)))
+    state = gsg.ChainState(np.zeros((n, 6)), np.tile(x0, (n, 1)))
     loss = method.likelihood.misfit(LG.forward(method.ask(state))).reshape(n, -1)
     estimates = method.estimate(state, loss)
     size = gradient @ gradient

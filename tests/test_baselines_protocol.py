@@ -28,8 +28,8 @@ from enkg_ref.baselines import (
     scg,
 )
 from enkg_ref.baselines import eki as eki_module
-from enkg_ref.baselines.wave import expect_one
-from enkg_ref.enkg import iterate
+from enkg_ref.baselines.chain import expect_one
+from enkg_ref.protocol import iterate
 from enkg_ref.run.checkpoint import load, save
 from enkg_ref.run.ledger import Ledger
 from enkg_ref.run.members import chunked
@@ -227,7 +227,7 @@ def test_a_run_taken_up_from_a_checkpoint_ends_bit_for_bit_the_same(name, tmp_pa
     states = [state for state, _ in iterate(method, world.forward, method.init(NOISE))]
     middle = states[len(states) // 2]
     save(tmp_path / "state.npz", middle, {"method": name})
-    state, _ = load(tmp_path / "state.npz", method.STATE, {"method": name}, NOISE)
+    state, _ = load(tmp_path / "state.npz", type(middle), {"method": name}, NOISE)
     resumed = [later for later, _ in iterate(method, world.forward, state)]
     np.testing.assert_array_equal(resumed[-1].x, states[-1].x)
 

@@ -33,9 +33,14 @@ from .chain import (
 from .schedule import VP_SIGMA_MAX
 
 
+def per_chain(loss):
+    """sqrt(L) of every chain.  (R,) -> (R,)"""
+    return array_namespace(loss).sqrt(loss)
+
+
 @dataclass(frozen=True)
 class Config(Settings):
-    """steps : N;  guidance : gamma
+    """steps : N;  guidance : gamma;  normaliser : L -> denominator of the guidance (another than sqrt(L): verification)
 
     last : "denoised" ends with D in place of the last SDE step; "noisy" takes that step, as the public codes do, and
         leaves noise of std 0.01 (much more where N is small)
@@ -45,6 +50,7 @@ class Config(Settings):
 
     steps: int = 1000
     guidance: float = 1.0
+    normaliser: Callable = per_chain
     last: str = "denoised"
     failed: str = "raise"
     sigma_max: float | None = None
@@ -80,7 +86,7 @@ class DPS(VPChain):
         xp = array_namespace(x, g)
         if c.failed == "raise":
             require_finite(g, "forward", i, sigma)
-        norm = xp.sqrt(self.likelihood.misfit(g))
+        norm = c.normaliser(self.likelihood.misfit(g))
         half_gradient = self.forward_vjp(x0, self.likelihood.residual(g))
         live = (norm > 0.0) & xp.isfinite(norm) & finite_mask(half_gradient)
         _, q = self.denoise_vjp(self.grid.unscaled(i, x), sigma, where_live(live, half_gradient))
