@@ -108,11 +108,11 @@ def load_benchmark(monkeypatch):
 
 @pytest.fixture
 def kill_run(monkeypatch):
-    """kill_run(n): the n-th `arena.run` of a comparison is interrupted.  -> the list of the calls made since"""
+    """kill_run(n): the n-th run of a comparison is interrupted.  -> the list of the calls made since"""
     def kill(n):
-        from enkg_ref.compare import arena
+        from enkg_ref.compare import run as module
 
-        calls, run = [], arena.run
+        calls, run = [], module.run
 
         def run_or_stop(*args, **kwargs):
             calls.append(args)
@@ -120,7 +120,7 @@ def kill_run(monkeypatch):
                 raise KeyboardInterrupt
             return run(*args, **kwargs)
 
-        monkeypatch.setattr(arena, "run", run_or_stop)
+        monkeypatch.setattr(module, "run", run_or_stop)
         return calls
     return kill
 

@@ -20,7 +20,8 @@ def pareto_figure(summary):
     page = Figure(figsize=(13, 4.6), layout="constrained")
     axes = page.subplots(1, 3, sharey=True)
     for ax, (key, label) in zip(axes, AXES.items()):
-        ax.set_xscale("log"), ax.set_yscale("log"), ax.set_xlabel(label)
+        ax.set_xscale("log"), ax.set_xlabel(label)
+        ax.set_yscale("linear" if summary["larger_is_better"] else "log")  # decibels are logarithms
         spent = [row["cost"][key] for row in summary["table"] if row["cost"][key] > 0] or [1.0]
         ax.set_xlim(0.8 * min(spent), 1.25 * max(spent))  # of equal costs matplotlib finds none itself
         for k, method in enumerate(dict.fromkeys(row["method"] for row in summary["table"])):
@@ -30,7 +31,8 @@ def pareto_figure(summary):
             ax.axhline(level, color="grey", lw=0.8, ls=":")
             ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), fontsize=7)
         _ticks(ax.xaxis, *ax.get_xlim())
-    _ticks(axes[0].yaxis, *axes[0].get_ylim())
+    if not summary["larger_is_better"]:
+        _ticks(axes[0].yaxis, *axes[0].get_ylim())
     axes[0].set_ylabel(metric.replace("_", " "))
     page.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     page.suptitle(f"{summary['identity']['problem']}: {summary['items']} items x {summary['seeds']} seeds", fontsize=10)
@@ -46,7 +48,7 @@ def _draw_method(ax, k, method, summary, key):
                      for row in rows]).reshape(-1, 2).T
     line = "none" if key == "seconds" else "-" if k < 10 else "--"
     ax.errorbar(x, y, yerr=np.where(np.isfinite(bars), np.maximum(bars, 0.0), 0.0), marker="osv^D"[k % 5], ms=4, lw=1.2,
-                capsize=2, color=f"C{k % 10}", ls=line, label=method)
+                capsize=2, color=f"C{k % 10}", mfc=f"C{k}" if k < 10 else "white", ls=line, label=method)
 
 
 def _ticks(axis, low, high):

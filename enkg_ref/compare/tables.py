@@ -28,7 +28,7 @@ def tabulate(records, known, summary, out):
     """
     table, metric = summarise(records, summary["metric"]), summary["metric"]
     base = differences(table, known, metric)
-    summary = {**summary, "items": max(row["items"] for row in table), "seeds": max(row["seeds"] for row in table),
+    summary = {"larger_is_better": False, **summary, "items": max(row["items"] for row in table), "seeds": max(row["seeds"] for row in table),
                "base": base, "known": known, "table": table}
     out = Path(out)
     write_json(out / "results.json", summary)
@@ -71,7 +71,7 @@ def _metric_table(summary, rows):
         lines.append([name, *[""] * 5, _number(row["mean"].get(metric)),
                       _interval(*row.get("difference", (None,) * 3), "+"), ""])
     return _block(["method", "budget", "rows", "steps", "runs", "failed", metric,
-                   f"minus {summary['base']}, paired", "median"], lines)
+                   f"minus {summary['base']}, paired", "median"], lines, 24)
 
 
 def _score_table(summary, rows):
@@ -93,15 +93,17 @@ def _cost_table(summary, rows):
     return _block(["method", "budget", "F", "depth", "denoiser", *spent, "seconds", "own %"], lines)
 
 
-def _block(headings, lines):
-    """Columns with their headings in words, on several lines where they are long; the first column to the left."""
-    heads = [textwrap.wrap(name.replace("_", " "), 24 if "paired" in name or name == headings[-3] else 12)
-             for name in headings]
-    heads = [[""] * (max(map(len, heads)) - len(words)) + words for words in heads]
-    table = [*map(list, zip(*heads)), *[[str(cell) for cell in line] for line in lines]]
-    wide = [max(len(line[k]) for line in table) for k in range(len(headings))]
-    return "\n".join("  ".join([line[0].ljust(wide[0]), *(cell.rjust(size) for cell, size in zip(line[1:], wide[1:]))])
-                     .rstrip() for line in table)
+def _block(headings, lines, wrap=12):
+    """Columns with their headings in words; long headings and long names take several lines."""
+    heads = [textwrap.wrap(name.replace("_", " "), wrap) for name in headings]
+    tall = max(map(len, heads))
+    table = list(zip(*[[""] * (tall - len(words)) + words for words in heads]))
+    for name, *cells in lines:
+        *before, last = textwrap.wrap(name, 24)
+        table += [(words, *[""] * len(cells)) for words in before]
+        table.append((last, *map(str, cells)))
+    wide = [max(map(len, column)) for column in zip(*table)]
+    return "\n".join("  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]).rstrip() for line in table)
 
 
 def _number(value):
