@@ -22,15 +22,16 @@ def numbers_like(value, x):
     """
     try:
         xp = array_namespace(x, value)
-    except TypeError:
+        kind = value.dtype
+    except (TypeError, AttributeError):  # of another library, or no array at all
         try:
             host = np.asarray(value)
         except (TypeError, ValueError, RuntimeError):
             return None
         return like(host, x) if host.dtype.kind in "fiub" else None
-    if xp.isdtype(value.dtype, "real floating"):
+    if xp.isdtype(kind, "real floating"):
         return value
-    return None if xp.isdtype(value.dtype, "complex floating") else xp.astype(value, x.dtype)
+    return xp.astype(value, x.dtype) if xp.isdtype(kind, ("bool", "integral")) else None
 
 
 def to_numpy(x):

@@ -57,6 +57,7 @@ def diagnose(info, likelihood, alive):
     spread        sqrt(tr C_xx / d),             spread_obs    tr(Gamma^-1 C_yy) / m
     alignment     ||C_xy Gamma^-1/2||_F^2 / (tr(Gamma^-1 C_yy) tr C_xx), in [0, 1]; THEORY.md 1.4
     w_lambda_max  w times the largest eigenvalue of Gamma^-1/2 C_yy Gamma^-1/2; above 2 the spread may grow
+    resolved      sum l/(1 + l) over those eigenvalues l: the directions of the data that the ensemble tells from noise
     budget_scale  sqrt(r + kappa^2), r = rank C_yy, kappa the Mahalanobis misfit of the mean; THEORY.md 1.5
     """
     x, x_new, g = (take_rows(a, alive) for a in (info.x, info.x_new, info.y_pred))
@@ -82,6 +83,7 @@ def diagnose(info, likelihood, alive):
         "mean_misfit": float(xp.mean(likelihood.misfit(g))) / m,
         "spread": math.sqrt(spread / Z.shape[1]), "spread_obs": tau / m, "alignment": alignment,
         "w_lambda_max": step * float(eigenvalues[-1]) if modes else 0.0,
+        "resolved": float(np.sum(eigenvalues / (1.0 + eigenvalues))),
         "budget_scale": math.sqrt(modes + kappa2) if modes else math.inf,
     }
 

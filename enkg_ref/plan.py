@@ -13,6 +13,7 @@ from .protocol import Method, Plan, at_least, one_of
 STEP_RULES = {"frobenius": ensemble.frobenius, "trace": ensemble.trace, "constant": ensemble.constant,
               "tempered": ensemble.frobenius}
 COLLAPSE_BUDGET = 2.0  # of a whole run on a problem without settings of its own; benchmarks/suite.py, "choose"
+COLLAPSED = 64.0  # multiple of the rounding error, see ``extensions.guarded``
 STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
 
 
@@ -22,14 +23,17 @@ def plan(item, budget, c_vjp, seed, settings):
     Without a budget the problem's defaults hold (a preset: its own settings) and the settings given override them.
     With one, J and N follow from it: 40 levels (or those given), fewer levels rather than J below 64, 32, 16.
     Where neither the problem nor the user names a guidance, `cautious_guidance` and the particle stop take its place.
+    "paper": the published settings exactly, those of the preset that the problem names where it names one; no row is
+    judged implausible and no ensemble collapsed.
     """
     settings, why = dict(settings), ""
+    paper = settings.pop("paper", False)
     step_rule, stop = settings.pop("step_rule", "frobenius"), settings.pop("stop", None)
     failed = settings.pop("failed", "shift")
     one_of("step_rule", step_rule, STEP_RULES)
     one_of("stop", stop or "none", STOPS)
-    named = {"guidance", "preset"} & {*settings, *item.problem.defaults}
-    preset, multiple = _preset(item, budget, settings)
+    named = paper or {"guidance", "preset"} & {*settings, *item.problem.defaults}
+    preset, multiple = _preset(item, budget, settings, paper)
     preset = preset.but(step_rule=STEP_RULES[step_rule])
     if not named and step_rule == "frobenius":
         gamma = cautious_guidance(item, preset)
@@ -42,8 +46,8 @@ def plan(item, budget, c_vjp, seed, settings):
         raise ValueError(f"window: got fractions that guide none of {preset.steps} levels, expected smaller ones")
     method = _compose(item, preset, seed, step_rule, stop, failed, multiple)
     described = {**preset.describe(), "step_rule": step_rule, "stop": stop, "failed": failed, "guard": multiple}
-    return Plan(method, preset.particles, described, preset.counts()["forward"], State,
-                lambda forward: extensions.plausible(forward, item.likelihood), why)
+    around = (lambda forward: forward) if paper else (lambda forward: extensions.plausible(forward, item.likelihood))
+    return Plan(method, preset.particles, described, preset.counts()["forward"], State, around, why)
 
 
 def cautious_guidance(item, preset):
@@ -57,8 +61,10 @@ def cautious_guidance(item, preset):
     return min(2.0, COLLAPSE_BUDGET * math.sqrt(rank) / max(preset.counts()["forward"], 1))
 
 
-def _preset(item, budget, settings):
+def _preset(item, budget, settings, paper):
     """(Preset, multiple of the rounding error at which an ensemble counts as collapsed)"""
+    if paper and getattr(item.problem, "preset", None):
+        settings.setdefault("preset", item.problem.preset)
     if "preset" in settings:
         name = settings.pop("preset")
         one_of("preset", name, PRESETS)
@@ -69,15 +75,19 @@ def _preset(item, budget, settings):
         if budget is not None:
             raise ValueError(f"budget: got {budget} with a preset, expected nothing: the preset fixes its calls")
         return PRESETS[name].but(**settings), 0.0
+    if budget is not None and "particles" in settings:
+        raise ValueError(f"particles: got {settings['particles']} with a budget, expected one of the two: a budget "
+                         "decides")
     low, high = item.sigma_range
+    defaults = {} if paper else item.problem.defaults
     settings = {"sigma_min": max(Preset.sigma_min, low), "sigma_eps": max(Preset.sigma_min, low),
-                "sigma_max": min(Preset.sigma_max, high), **item.problem.defaults, **settings}
+                "sigma_max": min(Preset.sigma_max, high), **defaults, **settings}
     fractions = settings.pop("start", 0.05), settings.pop("end", 0.05)
     fractions = settings.pop("window", fractions)
     if budget is not None:
         settings["steps"], settings["particles"] = _spend(budget, fractions, settings)
     preset = Preset().but(**{name: value for name, value in settings.items() if name != "window"})
-    return preset.but(window=guided_window(preset.steps, *fractions)), 64.0
+    return preset.but(window=guided_window(preset.steps, *fractions)), 0.0 if paper else COLLAPSED
 
 
 def _spend(budget, fractions, settings):
@@ -111,5 +121,6 @@ METHOD = Method(
     spends="J particles at 40 levels, fewer levels rather than J below 64, 32, 16",
     spread="The spread of the ensemble is not a posterior standard deviation, and more particles do not make it one.",
     candidates=({}, {"guidance": 1.0}, {"guidance": 0.5}, {"updates": 1}),
-    options=("particles", "steps", "updates", "guidance", "window", "step_rule", "stop", "failed", "preset"),
+    options=("particles", "steps", "updates", "guidance", "window", "step_rule", "stop", "failed", "preset",
+             "paper"),
     default_budget=None, observe=observe, memory=Memory())

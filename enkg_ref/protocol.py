@@ -89,6 +89,7 @@ class Method:
     access : what it asks for: "forward", "denoiser", "denoiser_vjp", "forward_vjp", "correction", "reference"
     words, spends : for a list: what it is, and how it spends a budget
     spread : what the spread of its ensemble means, in words for the reader of a result
+    weigh : several ensembles are pooled by how well they fit, for each samples the mode it found; else alike
     candidates : settings among which a tuning chooses; {} is the default
     options : names of the settings that a user may give beside or instead of a budget
     default_budget : item -> forward calls of a run where nobody names a budget; None: the plan needs none
@@ -107,6 +108,7 @@ class Method:
     default_budget: Callable | None = None
     observe: Callable = as_line
     memory: Any = None
+    weigh: bool = False
 
 
 def at_least(name, budget, least):

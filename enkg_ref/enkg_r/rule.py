@@ -86,4 +86,5 @@ METHOD = Method(
     spends="16 to 64 particles, the rest in levels",
     spread="The spread is meant as a posterior standard deviation. Measured, it was about right where the posterior is "
            "near a Gaussian, and down to 0.6 times too small with poor models or data.",
-    candidates=({}, {"model_noise": 1.0}, {"model_noise": 0.5}, {"noise_floor": 1.0}), default_budget=default_budget)
+    candidates=({}, {"model_noise": 1.0}, {"model_noise": 0.5}, {"noise_floor": 1.0}), default_budget=default_budget,
+    weigh=True)

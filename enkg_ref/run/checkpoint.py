@@ -1,12 +1,13 @@
-"""Saving a run after every level, and going on with it bit for bit.
+"""Saving a run, and going on with it bit for bit.
 
-A state is a dataclass of arrays and numbers. The file holds every field and a description of the run; a checkpoint of
-another run is refused.
+A state is a dataclass of arrays and numbers, and so is the memory of its diagnostics. The file holds every field of
+both and a description of the run; a checkpoint of another run is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -15,15 +16,17 @@ import numpy as np
 
 from .._xp import like, to_numpy
 
+MEMORY = "memory."  # before the names of the memory's fields
 
-def save(path, state, about, extra=None):
-    """Write ``state`` to ``path`` at once or not at all (a temporary file, then a rename).
 
+def save(path, state, about, extra=None, memory=None):
+    """Write ``state`` and ``memory`` to ``path`` at once or not at all (a temporary file, then a rename).
+
+    memory : a dataclass like the state, or None
     about : JSON-able description of the run, compared on loading;  extra : JSON-able, handed back on loading.
     """
     path = Path(path)
-    arrays = {f.name: to_numpy(value) if hasattr(value, "shape") else np.asarray(value)
-              for f in dataclasses.fields(state) for value in [getattr(state, f.name)] if value is not None}
+    arrays = _fields(state, "") | ({} if memory is None else _fields(memory, MEMORY))
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         np.savez(file, _about=json.dumps(about, sort_keys=True), _extra=json.dumps(extra), **arrays)
@@ -32,8 +35,10 @@ def save(path, state, about, extra=None):
     os.replace(partial, path)
 
 
-def load(path, kind, about, x):
-    """State of class ``kind`` and the extra data saved in ``path``; arrays in the namespace, dtype, device of ``x``.
+def load(path, kind, about, x, memory=None):
+    """(state, memory, extra) saved in ``path``; arrays in the namespace, dtype and device of ``x``.
+
+    kind : class of the state;  memory : a value of the class of the memory, or None where there is none
 
     Raises ValueError if the file is damaged or belongs to another run, in one sentence that names the first difference.
     """
@@ -49,6 +54,24 @@ def load(path, kind, about, x):
         if found.get(key) != expected.get(key):
             raise ValueError(f"checkpoint: got a run with {key} = {found.get(key)}, expected {expected.get(key)}; "
                              f"start anew with another --out, or repeat the command that wrote {path}")
-    fields = {name: like(value, x) if value.ndim else value.item()
-              for name, value in saved.items()}
-    return kind(**fields), extra
+    values = {name: like(value, x) if value.ndim else value.item() for name, value in saved.items()}
+    state = kind(**{name: value for name, value in values.items() if not name.startswith(MEMORY)})
+    if memory is not None:
+        memory = type(memory)(**{name.removeprefix(MEMORY): value for name, value in values.items()
+                                 if name.startswith(MEMORY)})
+    return state, memory, extra
+
+
+def described(numbers):
+    """``numbers`` as a description of a run holds them: one number as it is, many by range and fingerprint."""
+    array = np.ascontiguousarray(np.asarray(numbers, dtype=np.float64))
+    if array.ndim == 0:
+        return float(array)
+    digest = hashlib.sha256(array.tobytes()).hexdigest()[:12]
+    return f"{array.size} numbers from {array.min():.6g} to {array.max():.6g} (sha256 {digest})"
+
+
+def _fields(record, prefix):
+    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    return {prefix + name: to_numpy(value) if hasattr(value, "shape") else np.asarray(value)
+            for name, value in values.items() if value is not None}

@@ -131,7 +131,8 @@ def best_of(metric, scores, highest=True):
 
 def score_ensemble(x, truth):
     """The figures of merit that need nothing but the ensemble and the truth, by name: (M1), (M2), (M5), (M6), (M8)."""
-    scores = {"relative_l2": relative_l2_of_particles(x, truth), "relative_l2_of_mean": relative_l2_of_mean(x, truth)}
+    scores = {"relative_l2_of_particles": relative_l2_of_particles(x, truth),
+              "relative_l2_of_mean": relative_l2_of_mean(x, truth)}
     if len(x) > 1:
         spread, skill = spread_and_skill(x, truth)
         scores |= {"crps": fair_crps(x, truth), "ssr": spread_skill_ratio((spread, skill)),
@@ -139,6 +140,70 @@ def score_ensemble(x, truth):
     if len(x) >= 10:
         scores |= {"coverage_90": coverage(x, truth, 0.9)[0], "coverage_50": coverage(x, truth, 0.5)[0]}
     return scores
+
+
+def calibration(ensemble, truth):
+    """Spread-skill ratio (M6), ranks (M7), coverage (M8) of an ensemble (J, *event), J >= 2, in physical units.
+
+    ``interval`` : (nominal, found) coverage of the interval nearest to 90 % that J particles have, [x_(k), x_(J+1-k)],
+    nominal (J + 1 - 2k)/(J + 1);  ``coverage`` : the same for up to six k;  ``rank_histogram`` : density in at most 16
+    bins of whole ranks, 1 where calibrated.
+    """
+    J = len(ensemble)
+    k = max(1, round(0.05 * (J + 1)))
+    chosen = sorted({k, *np.linspace(1, J // 2, min(6, J // 2)).round().astype(int).tolist()}, reverse=True)
+    pairs = {at: coverage(ensemble, truth, (J + 1 - 2 * at) / (J + 1))[::-1] for at in chosen}
+    counts = rank_histogram(ensemble, truth)
+    edges = np.linspace(0, J + 1, min(16, J + 1), endpoint=False).astype(int)
+    density = np.add.reduceat(counts, edges) / np.diff(np.append(edges, J + 1)) * (J + 1) / counts.sum()
+    return {"ssr": spread_skill_ratio(spread_and_skill(ensemble, truth)), "interval": pairs[k],
+            "coverage": list(pairs.values()), "rank_histogram": density}
+
+
+# ------------------------------------------------------------------------------------------------ independent ensembles
+def weights_by_misfit(misfits):
+    """Weights of independent ensembles, sum 1, from the misfits of their particles, a list of arrays (J,).
+
+    exp(-((median misfit - best)/s)^2/2), s the scatter of the misfit over the particles of the best ensemble, 1.48
+    times the median deviation: a run caught in a mode that does not fit counts for nothing, runs whose medians differ
+    by little against s count alike, single particles that blew up decide nothing. A rule of thumb, not a ratio of
+    evidences: where s is small against the errors of the ensembles, one of equally good runs may get most of the
+    weight.
+    Non-finite misfits are left out; an ensemble without a finite one has weight 0, unless none has one.
+    """
+    finite = [values[np.isfinite(values)] for values in misfits]
+    medians = np.array([np.median(values) if len(values) else np.inf for values in finite])
+    best = int(np.argmin(medians))
+    if medians[best] == np.inf:
+        return np.full(len(medians), 1.0 / len(medians))
+    scatter = 1.48 * float(np.median(np.abs(finite[best] - medians[best]))) or 1.0
+    weight = np.exp(-0.5 * ((medians - medians[best]) / scatter) ** 2)
+    return weight / weight.sum()
+
+
+def resampled(share):
+    """Row numbers of a systematic resample by shares (sum 1), as many as there are; equal shares: every row once."""
+    return np.searchsorted(np.cumsum(share), (np.arange(len(share)) + 0.5) / len(share)).clip(max=len(share) - 1)
+
+
+def disagreement(ensemble, index):
+    """Mean distance between two ensemble means over the norm of their mean; index (J,) says which is whose."""
+    means = np.stack([ensemble[index == k].mean(axis=0) for k in np.unique(index)])
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(means) for b in means[:i]]
+    return float(np.mean(apart) / np.linalg.norm(means.mean(axis=0)))
+
+
+def separation(ensemble, index):
+    """Largest distance of two ensemble means over the spread of an ensemble, (tr C_xx)^1/2 averaged in square.
+
+    (2/J)^1/2 where all sample one posterior with J particles; above 1 they stand further apart than particles do from
+    their own mean: another mode, or a spread that is too small.
+    """
+    groups = [ensemble[index == k] for k in np.unique(index)]
+    means = [group.mean(axis=0) for group in groups]
+    apart = max(np.linalg.norm(a - b) for i, a in enumerate(means) for b in means[:i])
+    spread = np.sqrt(np.mean([np.sum(np.var(group, axis=0)) for group in groups]))
+    return float(apart / spread) if spread > 0 else float("inf")
 
 
 def _rows(x, truth):

@@ -1,7 +1,7 @@
-"""Running a solve from the shell: independent ensembles, history, checkpoints, progress. Consumes the generator.
+"""Running independent ensembles: history, checkpoints, progress, processes. Consumes the generator of ``protocol``.
 
-While a run is under way its folder holds ``run/`` with ``ensemble-K.npz`` (checkpoint), ``ensemble-K.jsonl`` (history)
-and ``ensemble-K.lock`` (held by the process at work), and the file ``MARKER``, which says that ``run/`` is ours.
+Without a folder nothing is written. With one, ``ensemble-K.npz`` is the checkpoint and ``ensemble-K.jsonl`` the history
+of ensemble K, see ``folder``.
 """
 
 from __future__ import annotations
@@ -10,185 +10,202 @@ import contextlib
 import json
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..enkg import iterate
+from .._xp import to_numpy
+from ..protocol import Plan, iterate
 from . import checkpoint
+from .folder import alone
 from .ledger import Ledger
 from .report import plain
 
-MARKER = "enkg-run"
+__all__ = ["Outcome", "Run", "alone", "run_ensemble", "run_ensembles"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything one ensemble needs: a method, a forward model, the starting noise, and what it is, for checkpoints."""
+    """Everything one ensemble needs.
 
-    method: Any
+    plan : ``protocol.Plan``;  forward : with everything around it;  noise : (J, *event), the start
+    observe, memory : of the method's record, see ``protocol.Method``;  likelihood : for ``observe``
+    about : what it is, for checkpoints
+    """
+
+    plan: Plan
     forward: Callable
     noise: Any
-    state_type: type
+    observe: Callable
+    memory: Any
+    likelihood: Any
     about: dict
 
 
-def run_ensemble(build, options, k, folder, report=None):
-    """Run (or go on with) ensemble k in ``folder``; its last state is left in the checkpoint.
+@dataclass(frozen=True)
+class Outcome:
+    """What an ensemble has come to: x (J, *event) on the host, counts and seconds, history lines {name: number}."""
 
-    build : (options, k, ledger) -> Run;  report : called with (info, updates done) after every update.
-    """
-    folder = Path(folder)
-    saved, history = folder / f"ensemble-{k}.npz", folder / f"ensemble-{k}.jsonl"
-    ledger = Ledger()
-    with alone(folder / f"ensemble-{k}.lock", folder.parent):
-        _run(build, options, k, saved, history, ledger, report)
+    x: Any
+    ledger: dict
+    history: list
 
 
-def _run(build, options, k, saved, history, ledger, report):
-    with ledger.clock("setup"):
-        run = build(options, k, ledger)
-    if saved.exists():
-        state, extra = checkpoint.load(saved, run.state_type, run.about, run.noise)
-        ledger.restore(extra["ledger"])
-        lines = history.read_text().splitlines()[:extra["updates"]] if history.exists() else []
-        history.write_text("".join(line + "\n" for line in lines))
-        updates = extra["updates"]
-    else:
+@dataclass(frozen=True)
+class Place:
+    """How far a run is: all that a resume needs."""
+
+    state: Any
+    memory: Any
+    updates: int = 0
+
+
+def advance(run, place, ledger):
+    """Generator of (`Place`, history line) after every update until the method is done."""
+    for state, info in ledger.timed(iterate(run.plan.method, run.forward, place.state)):
         with ledger.clock("record"):
-            history.write_text("")
-        with ledger.clock("update"):
-            state = run.method.init(run.noise)
-        updates = 0
+            memory, line = run.observe(place.memory, info, run.likelihood)
+            place = Place(state, memory, place.updates + 1)
+        yield place, line
 
-    def save():
-        checkpoint.save(saved, state, run.about, {"ledger": ledger.as_dict(), "updates": updates})
 
-    last_level = None
-    with open(history, "a") as file:
-        updates_to_come = ledger.timed(iterate(run.method, run.forward, state))
-        for state, info in updates_to_come:
-            updates += 1
-            with ledger.clock("record"):
-                file.write(json.dumps(plain({"ensemble": k, **asdict(info)})) + "\n")
-                file.flush()
-                if state.level != last_level or run.method.done(state):
-                    save()
-                last_level = state.level
+def run_ensemble(build, k, folder=None, report=None):
+    """Run ensemble k, or go on with it where ``folder`` holds its checkpoint.  -> `Outcome`
+
+    build : (k, ledger) -> `Run`;  report : called with (line, updates done) after every update.
+
+    A wave of forward calls that fails altogether (FloatingPointError) and an interruption leave the last good state in
+    the checkpoint.
+    """
+    ledger = Ledger()
+    with contextlib.nullcontext() if folder is None else alone(Path(folder) / f"ensemble-{k}.lock",
+                                                               Path(folder).parent):
+        with ledger.clock("setup"):
+            run = build(k, ledger)
+        book = _Book(folder, k, run.about, ledger)
+        place, history = book.opened(run)
+        try:
+            for place, line in advance(run, place, ledger):
+                history.append(plain({"ensemble": k, **line}))
+                with ledger.clock("record"):
+                    book.enter(history[-1], place, run.plan.method.done(place.state))
                 if report is not None:
-                    report(info, updates)
-    save()
+                    report(history[-1], place.updates)
+        except FloatingPointError:
+            book.save(place)
+            raise
+        except KeyboardInterrupt:
+            if place.updates:
+                book.save(place)
+            raise
+        book.save(place)
+    return Outcome(to_numpy(place.state.x), ledger.as_dict(), history)
 
 
-def run_ensembles(build, options, count, workers, folder, progress):
-    """Run ``count`` independent ensembles, ``workers`` at a time in processes of their own.
+class _Book:
+    """Checkpoint and history of one ensemble on disk; without a folder it keeps nothing."""
 
+    def __init__(self, folder, k, about, ledger):
+        self.folder, self.about, self.ledger, self.level = folder, about, ledger, None
+        if folder is not None:
+            self.saved, self.lines = Path(folder) / f"ensemble-{k}.npz", Path(folder) / f"ensemble-{k}.jsonl"
+
+    def opened(self, run):
+        """(Place, history so far)"""
+        if self.folder is not None and self.saved.exists():
+            state, memory, extra = checkpoint.load(self.saved, run.plan.state, run.about, run.noise, run.memory)
+            self.ledger.restore(extra["ledger"])
+            history = _read_history(self.lines, extra["updates"])
+            self.lines.write_text("".join(json.dumps(line) + "\n" for line in history))
+            return Place(state, memory, extra["updates"]), history
+        if self.folder is not None:
+            self.lines.write_text("")
+        with self.ledger.clock("update"):
+            return Place(run.plan.method.init(run.noise), run.memory), []
+
+    def enter(self, line, place, done):
+        """Write the history line, and a checkpoint after every level."""
+        if self.folder is None:
+            return
+        with open(self.lines, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        level = getattr(place.state, "level", place.updates)
+        if level != self.level or done:
+            self.save(place)
+        self.level = level
+
+    def save(self, place):
+        if self.folder is not None:
+            extra = {"ledger": self.ledger.as_dict(), "updates": place.updates}
+            checkpoint.save(self.saved, place.state, self.about, extra, place.memory)
+
+
+def _read_history(path, updates):
+    """The first ``updates`` lines; a damaged history is no reason to lose a run: its bad lines are left out."""
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
+    history = []
+    for line in text.splitlines()[:updates]:
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and "ensemble" in found:
+                history.append(found)
+    if len(history) < updates:
+        warnings.warn(f"history: got {path} with {len(history)} good lines, expected {updates}; the run goes on without "
+                      "the others", stacklevel=2)
+    return history
+
+
+def run_ensembles(build, count, workers, folder, progress):
+    """Run ``count`` independent ensembles, ``workers`` at a time in processes of their own.  -> [`Outcome`]
+
+    build : (k, ledger) -> `Run`; picklable, and ``folder`` not None, where workers > 1
     progress : called with (updates done over all ensembles, last history line or None), a few times a second.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if workers == 1:
+        before, outcomes = 0, []
         for k in range(count):
-            run_ensemble(build, options, k, folder,
-                         lambda info, done, k=k: progress(_updates(folder, k) + done, asdict(info)))
-        return
+            outcomes.append(run_ensemble(build, k, folder,
+                                         lambda line, done, before=before: progress(before + done, line)))
+            before += len(outcomes[-1].history)
+        return outcomes
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     os.environ.update({name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")})
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        futures = [pool.submit(_in_worker, os.getpid(), build, options, k, folder) for k in range(count)]
+        futures = [pool.submit(_in_worker, os.getpid(), build, k, folder) for k in range(count)]
         pending = set(futures)
         while pending:
             finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
             for future in finished:
                 future.result()
-            progress(_updates(folder, count), _last_line(folder))
+            progress(*_how_far(Path(folder), count))
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
         raise
     pool.shutdown()
+    return [future.result() for future in futures]
 
 
-def _in_worker(parent, build, options, k, folder):
-    def report(info, updates):
+def _in_worker(parent, build, k, folder):
+    def report(line, updates):
         if os.getppid() != parent:  # killed without a word: nobody waits for this ensemble any more
             os._exit(1)
 
-    run_ensemble(build, options, k, folder, report)
+    return run_ensemble(build, k, folder, report)
 
 
-@contextlib.contextmanager
-def alone(path, out):
-    """Hold the lock file while the block runs; ValueError if another process holds it. Falls with its process.
-
-    out : the output folder that the message names
-    """
+def _how_far(folder, count):
+    """(updates done over the first ``count`` ensembles, the latest history line or None)"""
+    paths = [path for path in (folder / f"ensemble-{k}.jsonl" for k in range(count)) if path.exists()]
+    texts = {path: path.read_bytes() for path in paths}
+    last = max(paths, key=lambda path: path.stat().st_mtime, default=None)
     try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"out: got {out}, where another process is at work, expected it finished "
-                             "or another folder") from None
-        yield
-
-
-def begun(folder):
-    """Whether ``folder`` holds an ensemble to go on with."""
-    return any(Path(folder).glob("ensemble-*.npz"))
-
-
-def ensembles(folder):
-    """The number of ensembles begun in ``folder``, those with a smaller number included."""
-    numbers = (path.stem.removeprefix("ensemble-") for path in Path(folder).glob("ensemble-*.npz"))
-    return max((int(number) + 1 for number in numbers), default=0)
-
-
-def clear(folder):
-    """Remove what a run has left in ``folder``, and nothing else."""
-    folder = Path(folder)
-    for path in [*folder.glob("ensemble-*.npz*"), *folder.glob("ensemble-*.jsonl"), *folder.glob("ensemble-*.lock"),
-                 folder / MARKER]:
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty: it holds something of the user's
-        folder.rmdir()
-
-
-def collect(folder, count):
-    """The saved last states of all ensembles, as mappings of arrays, with their extra data and history lines."""
-    import numpy as np
-
-    folder, out = Path(folder), []
-    for k in range(count):
-        with np.load(folder / f"ensemble-{k}.npz", allow_pickle=False) as file:
-            fields = {name: file[name] for name in file.files if not name.startswith("_")}
-            extra = json.loads(str(file["_extra"]))
-        history = [json.loads(line) for line in (folder / f"ensemble-{k}.jsonl").read_text().splitlines()]
-        out.append((fields, extra, history))
-    return out
-
-
-def _updates(folder, count):
-    """History lines of the first ``count`` ensembles: how far they are."""
-    return sum(path.read_bytes().count(b"\n") for path in
-               (folder / f"ensemble-{k}.jsonl" for k in range(count)) if path.exists())
-
-
-def _last_line(folder):
-    paths = sorted(folder.glob("ensemble-*.jsonl"), key=lambda path: path.stat().st_mtime)
-    for path in reversed(paths):
-        lines = path.read_text().splitlines()
-        if lines:
-            try:
-                return json.loads(lines[-1])
-            except json.JSONDecodeError:  # the writer is in the middle of the line
-                return None
-    return None
+        line = json.loads(texts[last].splitlines()[-1])
+    except (KeyError, IndexError, ValueError):  # nothing yet, or the writer is in the middle of the line
+        line = None
+    return sum(text.count(b"\n") for text in texts.values()), line
