@@ -55,7 +55,8 @@ def finite_rows(x):
 def take_rows(x, rows):
     """The rows of ``x`` (J, ...) with these numbers (a host sequence), in that order."""
     xp = array_namespace(x)
-    return xp.take(x, xp.asarray(np.asarray(rows, dtype=np.int64), device=device(x)), axis=0)
+    integer = xp.arange(0, device=device(x)).dtype  # a device without 64 bits has an index type of its own
+    return xp.take(x, xp.asarray([int(row) for row in rows], dtype=integer, device=device(x)), axis=0)
 
 
 def put_rows(x, rows, new):

@@ -6,6 +6,7 @@ They need two small products beside the update, and one symmetric eigenproblem o
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,18 @@ def observe(memory, info, likelihood):
             "collapse_budget": budget, "stopped": info.correction is None,
             "skipped": info.correction is not None and not moved,
             "failed_rows": sorted(set(range(info.x.shape[0])) - set(alive.tolist())), "trust": trusted}
+    _warn(line, info)
     return Memory(budget, y_pred, expected), line
+
+
+def _warn(line, info):
+    if line["skipped"]:
+        reason = ("tr K is not positive, so that the trace rule has no step" if float(info.correction.trace) <= 0.0
+                  else "the ensemble has collapsed to rounding error in observation space")
+        warnings.warn(f"level {info.level}, update {info.update} is skipped: {reason}", stacklevel=3)
+    if len(line["failed_rows"]) > 0.05 * info.x.shape[0]:
+        warnings.warn(f"more than 5 % of the members failed in one call, at level {info.level}, update {info.update}: "
+                      "at large guidance let them shift with the others, do not keep them in place", stacklevel=3)
 
 
 def diagnose(info, likelihood, alive):

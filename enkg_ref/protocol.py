@@ -17,8 +17,15 @@ from ._xp import array_namespace, finite_rows, put_rows, take_rows
 
 
 def step(method, state, forward):
-    """One ask, one wave of J forward evaluations, one tell.  Returns (state, info)."""
-    return method.tell(state, evaluate(forward, method.ask(state)))
+    """One ask, one wave of J forward evaluations, one tell.  Returns (state, info).
+
+    A FloatingPointError says at which level and update of ``state`` it arose, where the method has them.
+    """
+    try:
+        return method.tell(state, evaluate(forward, method.ask(state)))
+    except FloatingPointError as error:
+        where = ", ".join(f"{name} {getattr(state, name)}" for name in ("level", "update") if hasattr(state, name))
+        raise FloatingPointError(f"{error}, at {where}" if where else str(error)) from error
 
 
 def iterate(method, forward, state):
