@@ -54,9 +54,10 @@ def observe(memory, info, likelihood):
 
 def _warn(line, info):
     if line["skipped"]:
-        reason = ("tr K is not positive, so that the trace rule has no step" if float(info.correction.trace) <= 0.0
-                  else "the ensemble has collapsed to rounding error in observation space")
-        warnings.warn(f"level {info.level}, update {info.update} is skipped: {reason}", stacklevel=3)
+        norm, trace_of_k = float(info.correction.norm), float(info.correction.trace)
+        warnings.warn(f"level {info.level}, update {info.update} is skipped, ||K||_F = {norm:.2g}, tr K = "
+                      f"{trace_of_k:.2g}: the ensemble has collapsed to rounding error in observation space, or tr K "
+                      "is not positive under the trace rule", stacklevel=3)
     if len(line["failed_rows"]) > 0.05 * info.x.shape[0]:
         warnings.warn(f"more than 5 % of the members failed in one call, at level {info.level}, update {info.update}: "
                       "at large guidance let them shift with the others, do not keep them in place", stacklevel=3)

@@ -16,7 +16,8 @@ def edm_sigmas(n, sigma_max=80.0, sigma_min=0.002, rho=7.0, dtype="float64"):
     sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
     Returns a tuple of n + 1 Python floats. With n = 1 it is (sigma_max, 0). The official code holds the grid, not the
-    two powers, in float32: ``dtype="float32"`` gives its levels bit for bit (relative difference below 1e-6).
+    two powers, in float32: ``dtype="float32"`` gives its levels but for the last bit of some, in which the power
+    functions of two libraries differ. It scales its noise by sigma_max, of which sigma_0 then is 1 - 2e-7.
     """
     if n < 1:
         raise ValueError(f"steps: got {n}, expected at least 1")

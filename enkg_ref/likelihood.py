@@ -213,7 +213,7 @@ class Poisson:
                              f"expected a number or ({self.size},), at least 0")
         if not 0 < floor < math.inf:
             raise ValueError(f"floor: got {floor}, expected a number above 0")
-        self._background, self.floor = np.broadcast_to(background, (self.size,))[None, :], float(floor)
+        self._background, self.floor = (np.ones(self.size) * background)[None, :], float(floor)
         self._whitener = 1.0 / np.sqrt(np.maximum(self.y, 1.0))[None, :]
 
     @property

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from enkg_ref import Closures, Config, EnKG, Gaussian, State, constant, correct, frobenius, iterate, solve, trace
+from enkg_ref import Closures, Gaussian, Preset, State, constant, correct, frobenius, iterate, solve, trace
 from enkg_ref.diffusion import edm_sigmas, euler_step
-from enkg_ref.ensemble import anomalies, coefficients, update_lowrank, update_pairwise
+from enkg_ref.ensemble import anomalies, coefficients
+from enkg_ref.extensions import guarded, lowrank
 from enkg_ref.run.members import chunked
 
 RULES = {"frobenius": frobenius, "trace": trace, "constant": constant}
@@ -201,7 +202,7 @@ def test_i10_particles_move_in_the_span_of_the_anomalies(seed, name, gamma):
 @given(seeds)
 def test_i11_coefficients_annihilate_constants_and_are_symmetric_up_to_the_mean(seed):
     s = Snapshot(seed)
-    k = coefficients(s.residual(s.G), anomalies(s.G), s.J)
+    k = coefficients(s.residual(s.G), anomalies(s.G))
     size = np.linalg.norm(k)
     assert np.linalg.norm(k @ np.ones(s.J)) <= 1e-13 * size * math.sqrt(s.J)
     assert distance(k @ anomalies(s.X), k @ s.X) <= 1e-13
@@ -212,7 +213,7 @@ def test_i11_coefficients_annihilate_constants_and_are_symmetric_up_to_the_mean(
 
 def test_i11_symmetry_needs_an_affine_residual():
     s = Snapshot(2, 24, 10, 6)
-    k = coefficients(Closures(s.y, 0.3, np.ones(6, bool)).residual(3.0 * s.G), anomalies(3.0 * s.G), s.J)
+    k = coefficients(Closures(s.y, 0.3, np.ones(6, bool)).residual(3.0 * s.G), anomalies(3.0 * s.G))
     pk = k - k.mean(axis=0)
     assert np.linalg.norm(pk - pk.T) > 0.1 * np.linalg.norm(pk)
 
@@ -222,12 +223,13 @@ def test_i11_symmetry_needs_an_affine_residual():
 def test_i12_the_form_without_coefficients_is_the_same_update(seed, angles):
     s = Snapshot(seed)
     likelihood = Closures(s.y, 0.5, s.y > 0) if angles else Gaussian(s.y, s.gamma)
-    r, b, z = likelihood.residual(s.G), anomalies(s.G), anomalies(s.X)
-    k = coefficients(r, b, s.J)
+    k, z = coefficients(likelihood.residual(s.G), anomalies(s.G)), anomalies(s.X)
     w = 1.3 / np.linalg.norm(k)
-    assert distance(update_lowrank(s.X, z, r, b, w, s.J), update_pairwise(s.X, z, k, w)) <= 1e-12
-    moved, record = correct(s.X, s.G, likelihood.residual, frobenius(1.3))  # whichever form is cheaper
-    assert float(record.norm) == pytest.approx(np.linalg.norm(k), rel=1e-12)
+    moved, (step, norm, trace_of_k) = lowrank(s.X, s.G, likelihood.residual, frobenius(1.3))
+    pairwise, record = correct(s.X, s.G, likelihood.residual, frobenius(1.3))
+    assert float(norm) == pytest.approx(np.linalg.norm(k), rel=1e-12)
+    assert float(step) == pytest.approx(w, rel=1e-12) and float(trace_of_k) == float(record.trace)
+    assert distance(moved, pairwise) <= 1e-12
     assert distance(moved, s.X - w * k @ z) <= 1e-12
 
 
@@ -243,10 +245,10 @@ def test_i12_the_norm_stays_exact_when_the_mean_residual_hides_the_anomalies(dty
         q = orthogonal(rng, m)
         residual = Gaussian((g.mean(axis=0) - 10.0 * np.eye(m)[0]) @ q).residual
         g = (g @ q).astype(dtype)
-        _, record = correct(rng.standard_normal((40, 3)).astype(dtype), g, residual, frobenius(1.0))
-        if bool(record.collapsed):
+        _, record = guarded(lowrank)(rng.standard_normal((40, 3)).astype(dtype), g, residual, frobenius(1.0))
+        if float(record.step) == 0.0:
             continue
-        k = coefficients(residual(g).astype(float), anomalies(g).astype(float), 40)
+        k = coefficients(residual(g).astype(float), anomalies(g).astype(float))
         worst = max(worst, abs(float(record.norm) / np.linalg.norm(k) - 1.0))
     assert 0.0 < worst <= tolerance
 
@@ -380,15 +382,15 @@ LIKELIHOOD = Gaussian([0.5, -0.4], [[0.3, 0.1], [0.1, 0.5]])
 NOISE = np.random.default_rng(40).standard_normal((12, 3))
 
 
-def config(J, **more):
-    return Config(**{"particles": J, "steps": 12, "updates": 2, "window": (1, 10), "guidance": 0.6, "sigma_max": 10.0}
-                  | more)
+def method(denoise=denoise, likelihood=LIKELIHOOD, **more):
+    settings = {"steps": 12, "updates": 2, "window": (1, 10), "guidance": 0.6, "sigma_max": 10.0} | more
+    return Preset().but(**settings).method(denoise, likelihood)
 
 
 def plain_euler(noise):
     """The unguided sampler, written out."""
     sigmas = edm_sigmas(12, 10.0)
-    x = 10.0 * noise
+    x = sigmas[0] * noise
     for here, following in zip(sigmas, sigmas[1:]):
         x = euler_step(x, denoise(x, here), here, following)
     return x
@@ -396,20 +398,19 @@ def plain_euler(noise):
 
 @pytest.mark.parametrize("off", [{"guidance": 0.0}, {"window": (1, 0)}])
 def test_i16_without_guidance_every_particle_is_a_plain_sample_of_its_own(off):
-    whole = solve(EnKG(denoise, LIKELIHOOD, config(12, **off)), forward, NOISE).x
+    whole = solve(method(**off), forward, NOISE).x
     assert np.array_equal(whole, plain_euler(NOISE))
     for J in (2, 5):
-        fewer = solve(EnKG(denoise, LIKELIHOOD, config(J, **off)), forward, NOISE[:J]).x
+        fewer = solve(method(**off), forward, NOISE[:J]).x
         assert np.array_equal(fewer, whole[:J])
-    guided = solve(EnKG(denoise, LIKELIHOOD, config(12)), forward, NOISE).x
+    guided = solve(method(), forward, NOISE).x
     assert distance(guided, whole) > 0.01
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 12, 64])
 def test_i17_the_chunk_size_of_denoiser_and_forward_model_does_not_matter(size):
-    whole = solve(EnKG(denoise, LIKELIHOOD, config(12)), forward, NOISE).x
-    run = EnKG(chunked(denoise, size), LIKELIHOOD, config(12))
-    assert distance(solve(run, chunked(forward, size), NOISE).x, whole) <= 1e-12
+    whole = solve(method(), forward, NOISE).x
+    assert distance(solve(method(chunked(denoise, size)), chunked(forward, size), NOISE).x, whole) <= 1e-12
 
 
 def test_i17_holds_where_chunks_change_the_rounding_of_matrix_products():
@@ -417,40 +418,40 @@ def test_i17_holds_where_chunks_change_the_rounding_of_matrix_products():
     t, h = np.eye(40) + 0.02 * rng.standard_normal((40, 40)), rng.standard_normal((40, 5)) / 6.0
     maps = (lambda x, s: (x @ t) / (1.0 + s * s)), (lambda x: np.tanh(x @ h))
     noise = rng.standard_normal((30, 40))
-    settings_ = config(30, guidance=0.3, updates=1)
-    whole = solve(EnKG(maps[0], Gaussian(np.zeros(5)), settings_), maps[1], noise).x
-    parts = solve(EnKG(chunked(maps[0], 7), Gaussian(np.zeros(5)), settings_), chunked(maps[1], 4), noise).x
+    weak = {"likelihood": Gaussian(np.zeros(5)), "guidance": 0.3, "updates": 1}
+    whole = solve(method(maps[0], **weak), maps[1], noise).x
+    parts = solve(method(chunked(maps[0], 7), **weak), chunked(maps[1], 4), noise).x
     assert distance(parts, whole) <= 1e-12
 
 
 def test_i1_and_i2_hold_for_whole_runs():
     rng = np.random.default_rng(42)
-    whole = solve(EnKG(denoise, LIKELIHOOD, config(12)), forward, NOISE).x
+    whole = solve(method(), forward, NOISE).x
     order = rng.permutation(12)
-    assert distance(solve(EnKG(denoise, LIKELIHOOD, config(12)), forward, NOISE[order]).x, whole[order]) <= 1e-11
+    assert distance(solve(method(), forward, NOISE[order]).x, whole[order]) <= 1e-11
     q = orthogonal(rng, 3)  # x' = q x; the noise stays isotropic
-    turned = EnKG(lambda x, s: denoise(x @ q, s) @ q.T, LIKELIHOOD, config(12))
+    turned = method(lambda x, s: denoise(x @ q, s) @ q.T)
     assert distance(solve(turned, lambda x: forward(x @ q), NOISE @ q.T).x, whole @ q.T) <= 1e-11
 
 
 @pytest.mark.parametrize("window", [(1, 11), (4, 9), (6, 6)])
 def test_the_order_of_the_loop_is_bitwise_immaterial_inside_the_ends(window):
     # the paper's loop, predict then correct, written with the library's own steps
-    run = EnKG(denoise, LIKELIHOOD, config(12, window=window))
-    c, x = run.config, run.config.sigma_max * NOISE
-    for i in range(c.steps):
+    run = method(window=window)
+    x = run.sigmas[0] * NOISE
+    for i in range(12):
         x = euler_step(x, denoise(x, run.sigmas[i]), run.sigmas[i], run.sigmas[i + 1])
-        if c.is_guided(i + 1):
-            for update in range(c.updates):
+        if window[0] <= i + 1 <= window[1]:
+            for update in range(2):
                 g = forward(run.ask(State(x=x, level=i + 1, update=update)))
-                x, _ = correct(x, g, LIKELIHOOD.residual, frobenius(c.gamma(i + 1)))
+                x, _ = correct(x, g, LIKELIHOOD.residual, frobenius(0.6))
     assert np.array_equal(x, solve(run, forward, NOISE).x)
 
 
 def test_a_run_is_deterministic_and_mutates_nothing():
     noise = NOISE.copy()
     noise.flags.writeable = False
-    run = EnKG(denoise, LIKELIHOOD, config(12))
+    run = method()
     first = [state.x.copy() for state, _ in iterate(run, forward, run.init(noise))]
     second = [state.x for state, _ in iterate(run, forward, run.init(noise))]
     assert all(np.array_equal(a, b) for a, b in zip(first, second)) and len(first) == 20

@@ -4,16 +4,19 @@ Q1-Q19 number the differences between the official code and this project; the te
 which. The official code itself is not run here.
 """
 
-import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import paper_equations as paper
 import pytest
 
-from enkg_ref import PRESETS, Closures, Config, EnKG, Gaussian, correct, frobenius, guided_window, iterate, solve, trace
+from enkg_ref import PRESETS, Closures, Gaussian, Preset, correct, frobenius, guided_window, iterate, solve, trace
 from enkg_ref.diffusion import edm_sigmas, flow_to_zero
-from enkg_ref.enkg import intended_guidance, official_guidance
+from enkg_ref.enkg import intended_guidance
+from enkg_ref.extensions import guarded, survivors
+from enkg_ref.plan import plan
+from enkg_ref.presets import official_guidance
 
 J, D, N = 7, 3, 12
 NOISE = np.random.default_rng(50).standard_normal((J, D))
@@ -40,9 +43,9 @@ def literal_run(loop, guided, guidance, gamma_inv=((1.0, 0.0), (0.0, 1.0)), **mo
     return np.array(loop(NOISE.tolist(), denoise_one, forward_one, Y, gamma_inv, N, guided, guidance, **more)[-1])
 
 
-def run(likelihood=None, **settings):
-    settings = {"particles": J, "steps": N, "updates": 1, "guidance": 0.6} | settings
-    return solve(EnKG(denoise, likelihood or Gaussian(Y), Config(**settings)), forward, NOISE).x
+def run(likelihood=None, noise=NOISE, **settings):
+    preset = Preset(steps=N).but(**{"updates": 1, "guidance": 0.6} | settings)
+    return solve(preset.method(denoise, likelihood or Gaussian(Y)), forward, noise).x
 
 
 def assert_same(ours, literal, tolerance=1e-9):
@@ -142,7 +145,7 @@ def test_q4_a_run_uses_the_guidance_schedule_it_was_given(schedule, literal):
 
 
 def test_q4_the_black_hole_preset_follows_the_official_schedule():
-    method = EnKG(denoise, Gaussian(Y), dataclasses.replace(PRESETS["black-hole-official"], particles=J))
+    method = PRESETS["black-hole-official"].method(denoise, Gaussian(Y))
     infos = [info for _, info in iterate(method, forward, method.init(NOISE))]
     expected = [3.5 * (1.0 - 1e-3) * (80 - i) / 80 + 1e-3 for i in range(9, 72)]
     assert [info.gamma for info in infos] == pytest.approx(expected, rel=1e-14)
@@ -151,7 +154,7 @@ def test_q4_the_black_hole_preset_follows_the_official_schedule():
 
 def test_q5_a_run_can_use_the_float32_noise_levels():
     grid32 = edm_sigmas(N, dtype="float32")
-    method = EnKG(denoise, Gaussian(Y), Config(particles=J, steps=N, window=(2, 9), sigma_dtype="float32"))
+    method = Preset(J, N, (2, 9), sigma_dtype="float32").method(denoise, Gaussian(Y))
     assert method.sigmas == grid32 and all(float(np.float32(s)) == s for s in grid32)
     assert edm_sigmas(N) != grid32
     near = [run(window=(2, 9), guidance=0.1, sigma_dtype=dtype) for dtype in ("float32", "float64")]
@@ -173,7 +176,8 @@ def test_q19_inversebench_divides_by_eight():
     ours = run(window=(1, 9), inner_factor=8)
     assert_same(ours, literal_run(paper.run_correct_then_predict, range(1, 10), lambda i: 0.6, factor=8))
     assert_different(ours, run(window=(1, 9)))
-    assert PRESETS["inversebench"].inner_factor == 8 and PRESETS["navier-stokes-official"].inner_factor == 4
+    assert PRESETS["inversebench"].config.inner_factor == 8
+    assert PRESETS["navier-stokes-official"].config.inner_factor == 4
 
 
 # ------------------------------------------------------------------------------------------------ Q7, Q8: the residual
@@ -226,16 +230,18 @@ def test_q9_without_a_guard_even_rounding_noise_is_normalised_to_full_length():
     rng = np.random.default_rng(54)
     xs, ys = rng.standard_normal((40, 6)), 1.0 + 1e-16 * rng.standard_normal((40, 3))
     ys[0, 0] += 2.3e-16  # one unit in the last place
-    ours, record = correct(xs, ys, Gaussian([0.0] * 3).residual, frobenius(2.0), guard=None)
+    ours, record = correct(xs, ys, Gaussian([0.0] * 3).residual, frobenius(2.0))
     assert float(record.step) * float(record.norm) == pytest.approx(2.0, rel=1e-12)
     assert np.linalg.norm(ours - xs) > 0.01
-    guarded, record = correct(xs, ys, Gaussian([0.0] * 3).residual, frobenius(2.0))
-    assert np.array_equal(guarded, xs) and bool(record.collapsed)
+    kept, record = guarded(correct)(xs, ys, Gaussian([0.0] * 3).residual, frobenius(2.0))
+    assert np.array_equal(kept, xs) and float(record.step) == 0.0
 
 
 def test_q9_released_presets_run_without_the_guard():
-    assert {config.guard for config in PRESETS.values()} == {None}
-    assert Config().guard == 64.0
+    item = SimpleNamespace(problem=SimpleNamespace(defaults={}), likelihood=Gaussian(Y), denoise=denoise,
+                           sigma_range=(0.0, math.inf))
+    assert {plan(item, None, 1, 0, {"preset": name}).settings["guard"] for name in PRESETS} == {0.0}
+    assert plan(item, None, 1, 0, {}).settings["guard"] == 64.0
 
 
 def test_q10_the_official_formula_spreads_one_nan_to_all_rows_and_the_library_never_does():
@@ -243,8 +249,7 @@ def test_q10_the_official_formula_spreads_one_nan_to_all_rows_and_the_library_ne
     ys[3, 0] = np.nan
     assert np.all(np.isnan(official_update(NOISE, ys, np.array(Y), 2.0)))
     for failed in ("shift", "keep"):
-        ours, _ = correct(NOISE, ys, Gaussian(Y).residual, frobenius(2.0), alive=np.isfinite(ys).all(axis=1),
-                          failed=failed)
+        ours, _ = survivors(correct, failed)(NOISE, ys, Gaussian(Y).residual, frobenius(2.0))
         rest = np.arange(J) != 3
         assert_same(ours[rest], official_update(NOISE[rest], ys[rest], np.array(Y), 2.0), 1e-12)
         assert np.all(np.isfinite(ours))
@@ -259,10 +264,10 @@ def test_the_released_settings_are_what_the_table_says():
     }
     assert set(PRESETS) == set(table)
     for name, (particles, updates, guidance, floor, window, factor) in table.items():
-        c = PRESETS[name]
-        assert (c.particles, c.updates, c.guidance, c.guidance_floor, c.window, c.inner_factor) == (
+        p, c = PRESETS[name], PRESETS[name].config
+        assert (p.particles, c.updates, c.guidance, c.guidance_floor, p.window, c.inner_factor) == (
             particles, updates, guidance, floor, window, factor), name
-        assert (c.steps, c.sigma_max, c.sigma_min, c.rho, c.inner_cap) == (80, 80.0, 0.002, 7.0, 20), name
+        assert (p.steps, p.sigma_max, p.sigma_min, p.rho, c.inner_cap) == (80, 80.0, 0.002, 7.0, 20), name
         assert (c.sigma_eps, c.rho_inner, c.step_rule) == (0.002, 7.0, frobenius), name
 
 
@@ -282,5 +287,5 @@ def test_a_whole_run_equals_a_vectorised_transcription_of_the_official_loop():
                 x = official_update(x, forward(x0), np.array(Y), guidance)
         x = x + (sigmas[i + 1] - sigmas[i]) * (x - denoise(x, sigmas[i])) / sigmas[i]
     ours = run(steps=n, updates=updates, guidance=gamma, guidance_floor=r_min, guidance_schedule=official_guidance,
-               window=guided_window(n, ths, ths), sigma_dtype="float32", guard=None)
+               window=guided_window(n, ths, ths), sigma_dtype="float32", noise=80.0 / sigmas[0] * NOISE)
     assert_same(ours, x)

@@ -1,12 +1,11 @@
 """The online trust number: how well the linear model behind an update foretold the next predictions."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from enkg_ref import Config, EnKG, Gaussian, correct, frobenius, iterate
-from enkg_ref.diagnostics import linear_change, trust
+from enkg_ref import Gaussian, Preset, correct, frobenius, iterate
+from enkg_ref.diagnostics import Memory, linear_change, observe, trust
+from enkg_ref.extensions import guarded, survivors
 from problems.linear_gaussian import linear_gaussian
 
 
@@ -46,8 +45,8 @@ def test_failed_members_do_not_count():
     g = x @ H.T
     alive = np.arange(12) != 3
     broken = np.where(alive[:, None], g, np.nan)
-    x_new, done = correct(x, broken, likelihood.residual, frobenius(1.0), alive)
-    expected = linear_change(broken, likelihood, float(done.step), alive)
+    x_new, done = survivors(correct)(x, broken, likelihood.residual, frobenius(1.0))
+    expected = linear_change(broken, likelihood, float(done.step))
     np.testing.assert_allclose(expected[alive], (x_new - x)[alive] @ H.T, atol=1e-13)
     now = np.where((np.arange(12) != 5)[:, None], x_new @ H.T, np.inf)
     assert trust(expected, broken, now, likelihood) == pytest.approx(1.0, abs=1e-12)
@@ -55,12 +54,15 @@ def test_failed_members_do_not_count():
 
 def test_a_run_reports_it_from_the_second_update_on_and_an_affine_problem_within_a_level_earns_one():
     p = linear_gaussian("A")
-    run = EnKG(p.denoise, Gaussian(p.observation.y, 0.1), Config(particles=64, steps=20, guidance=0.2))
-    infos = [i for _, i in iterate(run, p.forward, run.init(np.random.default_rng(0).standard_normal((64, 32))))]
-    assert infos[0].trust is None
-    within = [i.trust for i in infos if i.update == 1]
+    run = Preset(64, 20).but(guidance=0.2).method(p.denoise, Gaussian(p.observation.y, 0.1))
+    memory, lines = Memory(), []
+    for _, info in iterate(run, p.forward, run.init(np.random.default_rng(0).standard_normal((64, 32)))):
+        memory, line = observe(memory, info, run.likelihood)
+        lines.append(line)
+    assert lines[0]["trust"] is None
+    within = [line["trust"] for line in lines if line["update"] == 1]
     np.testing.assert_allclose(within, 1.0, atol=1e-9)
-    assert all(-1 <= i.trust <= 1 + 1e-12 for i in infos[1:])
+    assert all(-1 <= line["trust"] <= 1 + 1e-12 for line in lines[1:])
 
 
 def test_a_non_linear_map_earns_less_the_wider_the_ensemble():
@@ -74,11 +76,15 @@ def test_a_non_linear_map_earns_less_the_wider_the_ensemble():
     assert measured[0] > 0.999 and measured == sorted(measured, reverse=True) and measured[-1] < 0.5
 
 
-def test_it_changes_nothing_of_the_run():
-    p = linear_gaussian("A")
-    run = EnKG(p.denoise, Gaussian(p.observation.y, 0.1), Config(particles=16, steps=20))
-    state = run.init(np.random.default_rng(0).standard_normal((16, 32)))
-    for _ in range(4):
-        plain = run.tell(dataclasses.replace(state, y_pred=None, expected=None), p.forward(run.ask(state)))[0]
-        state = run.tell(state, p.forward(run.ask(state)))[0]
-        assert np.array_equal(plain.x, state.x)
+@pytest.mark.filterwarnings("ignore:level")
+def test_after_an_update_that_was_skipped_or_never_made_nothing_is_foretold():
+    _, _, likelihood = case()
+    run = Preset(12, 6).method(lambda x, sigma: 0.5 * x, likelihood, survivors(guarded(correct)))
+    state, memory = run.init(np.random.default_rng(0).standard_normal((12, 7))), Memory()
+    for g, skipped in ((np.ones((12, 4)), True), (np.random.default_rng(1).standard_normal((12, 4)), False),
+                       (np.random.default_rng(2).standard_normal((12, 4)), False)):
+        before = memory.expected
+        state, info = run.tell(state, g)
+        memory, line = observe(memory, info, likelihood)
+        assert line["skipped"] is skipped is (memory.expected is None)
+        assert (line["trust"] is None) is (before is None)

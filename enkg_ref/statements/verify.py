@@ -24,16 +24,18 @@ import numpy as np
 
 from .._xp import to_numpy
 from ..diffusion import edm_sigmas
-from ..enkg import PRESETS, Config, EnKG, solve
 from ..enkg_r.method import condition
 from ..enkg_r.regression import ridge_regression
 from ..ensemble import anomalies, constant, correct, frobenius, trace
-from ..extensions import TemperedEnKG, mean_discrepancy, particle_discrepancy
+from ..extensions import StopWhenFitted, TemperedEnKG, guarded, lowrank, mean_discrepancy, particle_discrepancy, survivors
 from ..likelihood import Gaussian
+from ..presets import PRESETS, Preset
+from ..protocol import solve
 
 BACKENDS = {"numpy": "numpy", "torch": "torch", "jax": "jax.numpy", "strict": "array_api_strict", "cupy": "cupy"}
 RULES = {"frobenius": frobenius, "trace": trace}
 SHAPES = ((2, 3, 1), (3, 1, 2), (5, 8, 3), (9, 4, 4), (12, 20, 6), (20, 30, 10), (24, 10, 6), (40, 12, 20))  # J, d, m
+SAFE = guarded(correct)
 _STATEMENTS = []
 
 
@@ -71,28 +73,25 @@ class Library:
     def array(self, host, dtype="float64"):
         return self.xp.asarray(np.array(host, dtype=dtype), dtype=getattr(self.xp, dtype))
 
-    def correct(self, X, G, y, noise, rule, dtype="float64", **options):
-        """One correction: X+ on the host, and w, ||K||_F, tr K, collapsed as numbers."""
-        step = options.pop("residual", None) or Gaussian(y, noise).residual
-        alive = options.pop("alive", None)
-        if alive is not None:
-            alive = self.xp.asarray(alive)
-        X_new, c = correct(self.array(X, dtype), self.array(G, dtype), step, rule, alive, **options)
-        return to_numpy(X_new), float(c.step), float(c.norm), float(c.trace), bool(c.collapsed)
+    def correct(self, X, G, y, noise, rule, dtype="float64", form=correct):
+        """One correction: X+ on the host, and w, ||K||_F, tr K as numbers."""
+        X_new, c = form(self.array(X, dtype), self.array(G, dtype), Gaussian(y, noise).residual, rule)
+        return to_numpy(X_new), float(c.step), float(c.norm), float(c.trace)
 
-    def loop(self, X, psi, y, noise, rule, steps, **options):
+    def loop(self, X, psi, y, noise, rule, steps, form=SAFE):
         """Frozen psi: the ensembles after 0, 1, ..., ``steps`` corrections, and the step sizes."""
         ensembles, sizes = [X], []
         for _ in range(steps):
-            X, w, *_ = self.correct(X, psi(X), y, noise, rule, **options)
+            X, w, *_ = self.correct(X, psi(X), y, noise, rule, form=form)
             ensembles.append(X)
             sizes.append(w)
         return ensembles, sizes
 
-    def run(self, denoise, forward, likelihood, config, noise, method=EnKG):
-        """A whole run; the final ensemble on the host and the last state."""
-        state = solve(method(denoise, likelihood, config), forward, self.array(noise))
-        return to_numpy(state.x), state
+    def run(self, method, forward, noise):
+        """A whole run: the final ensemble on the host, and the number of forward calls."""
+        calls = []
+        state = solve(method, lambda x: calls.append(1) or forward(x), self.array(noise))
+        return to_numpy(state.x), len(calls)
 
 
 def statement(name, claim, high, low=-math.inf, finding=False):
@@ -304,18 +303,12 @@ def _update_is_the_double_sum(library):
 
 @statement("T6a=T6b", "pairwise and low-rank forms agree, and their ||K||_F (I12)", 5e-15)
 def _both_forms_agree(library):
-    from ..ensemble import coefficients, update_lowrank, update_pairwise
-
     def measure(rng):
         X, G, y, Gamma = _case(rng)
-        J = len(X)
-        x, r = library.array(X), Gaussian(y, Gamma).residual(library.array(G))
-        z, b = anomalies(x), anomalies(library.array(G))
-        pairwise = to_numpy(update_pairwise(x, z, coefficients(r, b, J), 0.3))
-        lowrank = to_numpy(update_lowrank(x, z, r, b, 0.3, J))
+        pairwise, *_ = library.correct(X, G, y, Gamma, constant(0.3))
+        low, _, norm, _ = library.correct(X, G, y, Gamma, constant(0.3), form=lowrank)
         K = moments(X, G, y, Gamma)["K"]
-        norm = library.correct(X, G, y, Gamma, frobenius(1.0))[2]
-        return max(_relative(pairwise, lowrank), abs(norm / np.linalg.norm(K) - 1))
+        return max(_relative(pairwise, low), abs(norm / np.linalg.norm(K) - 1))
 
     return _instances(library, np.random.default_rng(2), 200, measure)
 
@@ -621,8 +614,8 @@ def _contraction_excess(library, gamma_of, count=400):
             gamma, floor = gamma_of(rng, rule, kappa2)
             if gamma is None:
                 continue
-            X_new, _, norm, tau, _ = library.correct(X, X @ H.T + c, y, Gamma, RULES[rule](gamma))
-            _, _, norm_new, tau_new, _ = library.correct(X_new, X_new @ H.T + c, y, Gamma, RULES[rule](gamma))
+            X_new, _, norm, tau = library.correct(X, X @ H.T + c, y, Gamma, RULES[rule](gamma))
+            _, _, norm_new, tau_new = library.correct(X_new, X_new @ H.T + c, y, Gamma, RULES[rule](gamma))
             ratio = (norm_new / norm) ** 2 if rule == "frobenius" else tau_new / tau
             worst = np.maximum(worst, ratio - contraction_bound(gamma, len(lam), kappa2.sum(), rule, floor))
             steps += 1
@@ -703,9 +696,10 @@ def _constant_map(library):
     X = np.random.default_rng(0).standard_normal((8, 3))
     moved = 0.0
     for rule in RULES.values():
-        for guard in (None, 64.0):
-            X_new, w, _, _, collapsed = library.correct(X, np.ones((8, 2)), [0.3, 0.1], 1.0, rule(2.0), guard=guard)
-            moved += np.abs(X_new - X).max() + abs(w) + (not collapsed)
+        for multiple in (0.0, 64.0):
+            X_new, w, *_ = library.correct(X, np.ones((8, 2)), [0.3, 0.1], 1.0, rule(2.0),
+                                           form=guarded(correct, multiple))
+            moved += np.abs(X_new - X).max() + abs(w)
     return moved, 4
 
 
@@ -742,16 +736,16 @@ def _trace_without_gamma(library):
 
 
 @functools.lru_cache(maxsize=2)
-def _long_linear_run(library, guard):
+def _long_linear_run(library, multiple):
     X, H, c, y, Gamma = _linear(np.random.default_rng(16), 64, 24, 8)
-    X_new = library.loop(X, lambda x: x @ H.T + c, y, Gamma, frobenius(2.0), 400, guard=guard)[0][-1]
+    X_new = library.loop(X, lambda x: x @ H.T + c, y, Gamma, frobenius(2.0), 400, guarded(correct, multiple))[0][-1]
     N, N_new = (schur_complement(np.cov(v.T, bias=True), H) for v in (X, X_new))
     return np.trace(N_new) / np.trace(N)
 
 
 @statement("C8", "after 400 updates rounding destroys the invariant N without a guard (tr N/tr N_0)", 0.01, 0.0, True)
 def _rounding(library):
-    return _long_linear_run(library, None), 1
+    return _long_linear_run(library, 0.0), 1
 
 
 @statement("C8 guard", "the same with the guard 64: N is kept", 1 + 1e-5, 1 - 1e-5)
@@ -787,7 +781,7 @@ def _both_sides(library, X, psi, jacobian, y, Gamma):
     G = psi(X)
     Z, _ = spread(X)
     C = Z.T @ Z / len(X)
-    left = X - library.correct(X, G, y, Gamma, constant(1.0), guard=None)[0]
+    left = X - library.correct(X, G, y, Gamma, constant(1.0))[0]
     right = np.stack([C @ jacobian(x).T @ np.linalg.solve(Gamma, g - y) for x, g in zip(X, G)])
     return left, right
 
@@ -878,7 +872,7 @@ def _slope_of_error(library, kind):
         y = psi(centre[None])[0] + (0 if kind == "no residual" else offset)
         if kind.startswith("mean"):
             G = psi(X)
-            left = (X - library.correct(X, G, y, Gamma, constant(1.0), guard=None)[0]).mean(0)
+            left = (X - library.correct(X, G, y, Gamma, constant(1.0))[0]).mean(0)
             right = np.cov(X.T, bias=True) @ jacobian(centre).T @ np.linalg.solve(Gamma, G.mean(0) - y)
             return np.linalg.norm(left - right)
         left, right = _both_sides(library, X, psi, jacobian, y, Gamma)
@@ -972,12 +966,13 @@ def _run_a(library, seed, gamma, J=256, stop=None):
     """Error to m_p relative to ||m_p - mu||, misfit of the mean in units of sigma_y sqrt(m), forward calls."""
     p = set_up_a(seed)
     denoise, forward, _ = p.functions(library)
-    config = Config(particles=J, steps=80, guidance=gamma, stop=stop, window=None if gamma else (1, 0))
-    x, state = library.run(denoise, forward, Gaussian(p.y, p.sigma_y), config,
-                           np.random.default_rng([23, seed]).standard_normal((J, 32)))
+    method = Preset(J, 80, None if gamma else (1, 0)).but(guidance=gamma).method(
+        denoise, Gaussian(p.y, p.sigma_y), guarded(correct))
+    method = StopWhenFitted(method, stop) if stop else method
+    x, calls = library.run(method, forward, np.random.default_rng([23, seed]).standard_normal((J, 32)))
     m_p = p.posterior()[0]
     return (np.linalg.norm(x.mean(0) - m_p) / np.linalg.norm(m_p - p.mu),
-            np.linalg.norm(p.H @ x.mean(0) - p.y) / (p.sigma_y * math.sqrt(8)), state.forward_calls)
+            np.linalg.norm(p.H @ x.mean(0) - p.y) / (p.sigma_y * math.sqrt(8)), calls)
 
 
 def exact_flow_run(library, J, seed, levels=60):
@@ -1074,8 +1069,9 @@ def _discrepancy_calls(library):
 def _tempered_run(library):
     p, J = set_up_b(0, 0.5), 2048
     denoise, forward, _ = p.functions(library)
-    x, _ = library.run(denoise, forward, Gaussian(p.y, p.sigma_y), Config(particles=J, steps=80),
-                       np.random.default_rng(27).standard_normal((J, 128)), TemperedEnKG)
+    preset = Preset(J, 80)
+    method = TemperedEnKG(denoise, Gaussian(p.y, p.sigma_y), preset.sigmas, preset.window, preset.config)
+    x, _ = library.run(method, forward, np.random.default_rng(27).standard_normal((J, 128)))
     return p, J, x
 
 
@@ -1254,7 +1250,7 @@ def _masked(library):
         alive = rng.random(len(X)) < 0.7
         alive[:2] = True
         broken = np.where(alive[:, None], G, math.nan)
-        got = library.correct(X, broken, y, Gamma, frobenius(1.3), alive=alive, failed="keep")[0]
+        got = library.correct(X, broken, y, Gamma, frobenius(1.3), form=survivors(correct, "keep"))[0]
         expected = library.correct(X[alive], G[alive], y, Gamma, frobenius(1.3))[0]
         return max(_relative(got[alive], expected), float(np.abs(got[~alive] - X[~alive]).max(initial=0.0)))
 
@@ -1263,19 +1259,15 @@ def _masked(library):
 
 def _counted(preset, what):
     def line(library):
-        calls = {"forward": 0, "denoiser": 0}
+        calls = {"denoiser": 0}
 
         def denoise(x, sigma):
             calls["denoiser"] += 1
             return x / (1.0 + sigma**2)
 
-        def forward(x):
-            calls["forward"] += 1
-            return x
-
-        config = replace(PRESETS[preset], particles=2)
-        library.run(denoise, forward, Gaussian(np.zeros(2), 1.0), config, [[1.0, 0.5], [-0.5, 0.2]])
-        return calls[what] if config.counts()[what] == calls[what] else math.nan, 1
+        method = PRESETS[preset].method(denoise, Gaussian(np.zeros(2), 1.0), guarded(correct))
+        calls["forward"] = library.run(method, lambda x: x, [[1.0, 0.5], [-0.5, 0.2]])[1]
+        return calls[what] if PRESETS[preset].counts()[what] == calls[what] else math.nan, 1
 
     return line
 
