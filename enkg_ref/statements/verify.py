@@ -27,7 +27,15 @@ from ..diffusion import edm_sigmas
 from ..enkg_r.method import condition
 from ..enkg_r.regression import ridge_regression
 from ..ensemble import anomalies, constant, correct, frobenius, trace
-from ..extensions import StopWhenFitted, TemperedEnKG, guarded, lowrank, mean_discrepancy, particle_discrepancy, survivors
+from ..extensions import (
+    StopWhenFitted,
+    TemperedEnKG,
+    guarded,
+    lowrank,
+    mean_discrepancy,
+    particle_discrepancy,
+    survivors,
+)
 from ..likelihood import Gaussian
 from ..presets import PRESETS, Preset
 from ..protocol import solve
