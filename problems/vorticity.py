@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from problems.navier_stokes import Flow, NavierStokes
+from problems.navier_stokes_solver import Flow, NavierStokes
 from problems.spectral import resample
 
 SPIN_UP = 5  # time units from the random field to a field of the data set
