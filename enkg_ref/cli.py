@@ -113,19 +113,17 @@ def build_prior(options, problem, threads=None):
     """(name, Denoise): the problem's own exact denoiser, its Gaussian, a shipped prior by name, or an .onnx file."""
     name = options.prior or problem.prior
     if name is None:
-        if not hasattr(problem, "denoise"):
-            trained = "" if problem.moments is None else (
+        if problem.posterior is None:
+            trained = "" if problem.gaussian is None else (
                 f", trained with python -m onnx_priors.training.navier_stokes --size {problem.event_shape[0]}, "
                 "or --prior gaussian")
             raise UsageError(f"prior: got nothing, expected --prior NAME or FILE.onnx{trained}")
-        return "exact", problem.denoise
+        return "exact", problem.gaussian.denoise
     if name == "gaussian":
-        if problem.moments is None:
+        if problem.gaussian is None or problem.posterior is not None:
             raise UsageError(f"prior: got gaussian, which problem {problem.name} does not have, expected a shipped "
                              "prior by name or an .onnx file")
-        from onnx_priors.gaussian import GaussianPrior
-
-        return name, GaussianPrior.stationary(*problem.moments()).denoise
+        return name, problem.gaussian.denoise
     from onnx_priors.session import OnnxDenoiser
 
     denoise = OnnxDenoiser(name, device=options.device, threads=threads, **_given(options, "chunk"))
@@ -161,11 +159,9 @@ def build_vjp(options, problem):
     """(x, sigma, v) -> (D, J_D' v) of the same prior; raises where it has none."""
     name = options.prior or problem.prior
     if name is None:
-        return problem.denoise_vjp
+        return problem.gaussian.denoise_vjp
     if name == "gaussian":
-        from onnx_priors.gaussian import GaussianPrior
-
-        return GaussianPrior.stationary(*problem.moments()).denoise_vjp
+        return problem.gaussian.denoise_vjp
     from onnx_priors.session import OnnxDenoiserVJP
 
     file = name.removesuffix(".onnx") + "_vjp.onnx" if name.endswith(".onnx") else name
@@ -193,8 +189,8 @@ def build_item(options, problem, denoise, methods, lenient=False):
     if not known and reference is not None:
         known = {"prior mean": problem.scale * reference.mean + problem.shift}
     std = getattr(denoise, "metadata", {}).get("sigma_data")
-    if hasattr(problem, "Sigma"):
-        std = float(np.sqrt(np.mean(np.diag(problem.Sigma))))
+    if problem.posterior is not None:
+        std = problem.gaussian.std
     return arena.Item(problem, build_likelihood(problem), denoise, std=std, reference=reference,
                       denoise_vjp=given("denoiser_vjp", build_vjp), correction=given("correction", build_correction),
                       sigma_range=(getattr(denoise, "sigma_min", 0.002), getattr(denoise, "sigma_max", 80.0)),
@@ -296,10 +292,8 @@ def build_reference(options, problem):
                              f"expected {tuple(problem.event_shape)}")
         return reference
     name = options.prior or problem.prior
-    if name is None:
-        return Reference.gaussian(problem.mu, problem.Sigma)
-    if name == "gaussian":
-        return Reference.stationary(*problem.moments())
+    if name in (None, "gaussian"):
+        return Reference(*problem.gaussian.principal(min(1024, problem.gaussian.mean.size)))
     beside = _reference_beside(options, problem)
     if not beside.exists():
         raise UsageError(f"reference: got nothing for prior {name}, expected --reference images.npy (images like those "

@@ -92,6 +92,8 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         raise ValueError(f"seed: got {seed}, expected a number >= 0")
     solver = NavierStokes(n, own.flow, courant=own.courant, rate_min=own.rate_min, steps=steps, fft=fft)
 
+    gaussian = vorticity.prior_gaussian(size)
+
     def forward(x):
         """(J, n, n) prior units -> (J, m) vorticity at time 1; a row that cannot be solved is NaN."""
         return observe(solver(x * own.scale))
@@ -122,11 +124,6 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         notes += (" No noise was given: the data" if observation is not None else " The noise-free data") + (
             f" were inverted with an assumed noise of {noise:.3g}.")
 
-    def moments():
-        """Mean and half spectrum of the training fields, prior units."""
-        mean, spectrum = vorticity.prior_moments(size)
-        return mean / own.scale, spectrum / own.scale**2
-
     def score(ensemble):
         """Relative L2, particle mean (M1) and ensemble mean (M2), beside what no data would score.
 
@@ -135,9 +132,8 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         if truth is None:
             return {}
         rows = ensemble[np.all(np.isfinite(ensemble), axis=(1, 2))].astype("float64")
-        mean, spectrum = vorticity.prior_moments(size)
-        distance = np.sum((truth - mean) ** 2)
-        variance = vorticity.total_variance(spectrum)
+        distance = np.sum((truth - own.scale * gaussian.mean) ** 2)
+        variance = own.scale**2 * gaussian.total_variance
         return {
             "relative_l2_particles": float(relative_l2(rows, truth).mean()),
             "relative_l2_mean": float(relative_l2(rows.mean(axis=0)[None], truth)[0]),
@@ -156,8 +152,8 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         truth=truth,
         forward_vjp=forward_vjp,
         prior=own.prior,
-        moments=moments,
-        known={"prior mean": vorticity.prior_moments(size)[0]},
+        gaussian=gaussian,
+        known={"prior mean": own.scale * gaussian.mean},
         defaults={"particles": 256, "steps": 40, "guidance": 2.0, "updates": 2},
         score=score,
         figure=_figure,
