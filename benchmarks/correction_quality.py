@@ -76,11 +76,7 @@ def one(prior, horizon, sigma, spread, J, seed):
 
 def gaussian_denoiser():
     """D(x, sigma) of the fitted prior, and the matrix Dphi of its (affine) flow, applied from the right to rows v'."""
-    mu, C = gaussian_prior()
-    lam, Q = np.linalg.eigh(C)
-
-    def denoise(x, sigma):
-        return mu + (x - mu) @ Q * (lam / (lam + sigma**2)) @ Q.T
+    denoise = gaussian_prior().denoise
 
     def flow_transpose(sigma):
         return (flow_to_zero(np.eye(40), sigma, denoise, 12) - flow_to_zero(np.zeros((1, 40)), sigma, denoise, 12)).T

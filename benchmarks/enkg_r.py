@@ -116,8 +116,9 @@ def linear_gaussian(options):
 def navier_stokes(options):
     """Seeds outermost: a run that is stopped leaves whole tables of fewer seeds."""
     from problems import vorticity
-    from problems.navier_stokes import NavierStokes, observe
     from problems.navier_stokes import navier_stokes as problem_of
+    from problems.navier_stokes import observe
+    from problems.navier_stokes_solver import NavierStokes
 
     size, prior = options.size, options.prior or "gaussian"
     denoise, reference, sigma_range = (_gaussian_of_fields(vorticity) if prior == "gaussian" else _shipped(prior))

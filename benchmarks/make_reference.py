@@ -7,13 +7,14 @@
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from enkg_ref.cli import REFERENCE_MODES, reference_images
-from enkg_ref.enkg_r.reference import LEAST_IMAGES, file_sha256, from_images, from_prior
+from enkg_ref.enkg_r.reference import LEAST_IMAGES, Reference, file_sha256, from_images, from_prior
 from onnx_priors.manifest import read_manifest, register_companion
 from onnx_priors.session import OnnxDenoiser
 
@@ -33,6 +34,22 @@ def training_images(name, count):
         size = int(name.rsplit("-", 1)[1])
         return (vorticity.fields(size, count, "train") / vorticity.preset(size).scale).astype("float32")
     raise ValueError(f"images: got nothing for prior {name}, expected --images FILE.npy or --samples N")
+
+
+def photo_reference(denoise, modes, sha):
+    """The reference of the prior of photographs: cosines and colours, its errors measured on training patches."""
+    import torch
+
+    from problems import photographs
+
+    file = photographs.shipped()
+    luminance, colour = file["variances"].astype(float)
+    variances = np.stack([luminance, colour, colour])
+    made = Reference.cosines(np.full(variances.shape, float(file["mean"])), variances, modes)
+    if "gaussian" in denoise.path.stem:
+        return dataclasses.replace(made, prior=sha)
+    draw = photographs.draws(photographs.photographs("train"))
+    return made.with_errors(denoise, draw(256, torch.Generator().manual_seed(99)).numpy(), prior_sha256=sha)
 
 
 def main(argv=None):
@@ -59,7 +76,9 @@ def make(options):
     denoise = OnnxDenoiser(options.prior, threads=1)
     sha = file_sha256(denoise.path)
     gaussian = "gaussian" in options.prior
-    if options.samples:
+    if options.prior.startswith("photo-patches-64") and not (options.samples or options.images):
+        made = photo_reference(denoise, options.modes, sha)
+    elif options.samples:
         made = from_prior(denoise, denoise.event_shape, denoise.sigma_max, denoise.sigma_min, options.samples,
                           modes=options.modes, prior_sha256=sha)
     else:

@@ -35,7 +35,7 @@ TARGETS = {  # file: (functions whose equations are mutated, or None for all; te
     "enkg_ref/diffusion.py": (None, CORE_TESTS),
     "enkg_ref/likelihood.py": (None, CORE_TESTS),
     "enkg_ref/enkg.py": (None, CORE_TESTS),
-    "problems/black_hole.py": (("fourier_table",), VLBI_TESTS),
+    "problems/closure_forward.py": (("fourier_table",), VLBI_TESTS),
     "problems/vlbi.py": (("thermal_sigma", "wrap", "closure_phases", "log_closure_amplitudes", "closure_sigmas",
                           "chi2_visibility", "chi2_amplitude", "chi2_phase", "chi2_log_amplitude", "sidereal_time",
                           "station_uv"), VLBI_TESTS),

@@ -517,7 +517,7 @@ def cost_update(d, J, m):
 
 def cost_forward(n, J):
     from problems import vorticity
-    from problems.navier_stokes import NavierStokes
+    from problems.navier_stokes_solver import NavierStokes
 
     omega = np.resize(vorticity.bench16(128)[:, :: 128 // n, :: 128 // n], (J, n, n)).astype("float32")
     solve_flow = NavierStokes(n, steps=100)

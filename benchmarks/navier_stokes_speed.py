@@ -23,7 +23,8 @@ import numpy as np  # noqa: E402
 import scipy.fft  # noqa: E402
 
 from problems import vorticity  # noqa: E402
-from problems.navier_stokes import NavierStokes, OfficialSolver  # noqa: E402
+from problems.navier_stokes_official import OfficialSolver  # noqa: E402
+from problems.navier_stokes_solver import NavierStokes  # noqa: E402
 
 CHUNK = {128: 4, 64: 16}
 TARGET_UNITS = {128: 2075, 64: 1610}

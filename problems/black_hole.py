@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from problems import vlbi
-from problems._xp import array_namespace, device, like, to_numpy
+from problems._xp import to_numpy
+from problems.closure_forward import FIELD_OF_VIEW, PIXELS, ClosureForward, fourier_table
 from problems.files import read_array
 from problems.problem import (
     ITEM,
@@ -30,10 +31,8 @@ from problems.problem import (
     positive,
 )
 from problems.radio_metrics import aligned_psnr, best_shifts, blurred_psnr, ring_fit, shifted
-from problems.vlbi import MICROARCSECOND
+from problems.visibility_files import read_m87, read_observation
 
-PIXELS = 64
-FIELD_OF_VIEW = 160.0  # micro-arcseconds
 COMPACT_FLUX = 0.6  # Jy, M87 in April 2017; for display, and for the flux of a simulated source
 FLUX_SIGMA = 2.0  # peak pixels; the official code has the same with weight 0.5, the default here is 1
 OFFICIAL_WEIGHTS = {"cp": 1.0, "lca": 1.0, "flux": 0.5}
@@ -49,100 +48,6 @@ DEFAULTS = {"particles": 128, "steps": 40, "updates": 2, "guidance": 2.0, "start
 """Window 0.1/0.1: levels 5..35. Guidance 3.5, held constant, diverged in every trial, to peaks of 1e3 without a NaN."""
 
 
-# -------------------------------------------------------------------------------------------------------- forward model
-
-
-def fourier_table(u, v, pixels=PIXELS, field_of_view=FIELD_OF_VIEW, pulse=2):
-    """Direct Fourier transform of an image as a real matrix (2 n_vis, pixels^2): real above imaginary parts, (BH2).
-
-    Parameters
-    ----------
-    u, v : arrays (n_vis,)     wavelengths
-    field_of_view : float      micro-arcseconds
-    pulse : int                power of the sinc: 2 triangle (default), 1 rectangle, 0 delta
-
-    V = table @ image in the unit of the image per pixel; V(0) = sum of the image. Row 0 is North, column 0 is East.
-    """
-    size = field_of_view * MICROARCSECOND / pixels
-    x = ((pixels - 1) / 2 - np.arange(pixels)) * size  # (BH1)
-    along_x = np.exp(2j * np.pi * np.outer(u, x)) * (np.sinc(np.asarray(u) * size) ** pulse)[:, None]
-    along_y = np.exp(2j * np.pi * np.outer(v, x)) * (np.sinc(np.asarray(v) * size) ** pulse)[:, None]
-    table = (along_y[:, :, None] * along_x[:, None, :]).reshape(len(u), -1)
-    return np.concatenate([table.real, table.imag])
-
-
-class ClosureForward:
-    """z -> [closure phases (rad), log closure amplitudes, total flux (peak pixels, optional)], (BH13).
-
-    z : array (J, n, n) in prior units, x = scale z + shift; result (J, m). Rows are independent of each other; dtype,
-    device and namespace follow z. An image with a null on a baseline gives a non-finite row.
-
-    Parameters
-    ----------
-    table : array (2 n_vis, n^2)     from ``fourier_table``
-    closures : vlbi.ClosureSet
-    data_phases : array (n_cp,) or None   measured phases: predictions are returned in the branch around them,
-        cp <- y + wrap(cp - y), so that ensemble means and anomalies see no jump but at the antipode of the datum;
-        None: in [-pi, pi] (the official code's choice)
-    flux : bool                      append sum x
-    """
-
-    def __init__(self, table, closures, data_phases=None, flux=False, scale=0.5, shift=0.5):
-        rows = table.shape[0] // 2
-        centre = np.zeros(len(closures.triangles)) if data_phases is None else np.asarray(data_phases)
-        self._host = {"table": table, "cp": closures.phase_matrix(rows), "lca": closures.amplitude_matrix(rows),
-                      "centre": centre}
-        self._moved = {}
-        self.flux, self.scale, self.shift = flux, float(scale), float(shift)
-
-    def _tables(self, x):
-        """The constant arrays beside ``x``; moved once per namespace, device and dtype."""
-        key = (type(x), str(device(x)), str(x.dtype))
-        if key not in self._moved:
-            self._moved[key] = {name: like(host, x) for name, host in self._host.items()}
-        return self._moved[key]
-
-    def visibilities(self, z):
-        """Real and imaginary parts, each (J, n_vis), in units of the peak pixel, of z (J, n, n)."""
-        xp = array_namespace(z)
-        x = self.scale * xp.reshape(z, (z.shape[0], -1)) + self.shift
-        table = self._tables(z)["table"]
-        parts = xp.matmul(x, table.T)
-        half = table.shape[0] // 2
-        return parts[:, :half], parts[:, half:]
-
-    def __call__(self, z):
-        xp = array_namespace(z)
-        tables = self._tables(z)
-        re, im = self.visibilities(z)
-        phase = xp.matmul(xp.atan2(im, re), tables["cp"].T)
-        turns = xp.round((phase - tables["centre"]) / (2 * math.pi))
-        blocks = [phase - 2 * math.pi * turns,  # (BH8)
-                  xp.matmul(0.5 * xp.log(re * re + im * im), tables["lca"].T)]  # (BH9)
-        if self.flux:
-            x = self.scale * xp.reshape(z, (z.shape[0], -1)) + self.shift
-            blocks.append(xp.sum(x, axis=-1, keepdims=True))  # (BH12)
-        return xp.concat(blocks, axis=-1)
-
-    def vjp(self, z, v):
-        """J_G(z)^T v in closed form: z (J, n, n), v (J, m) -> (J, n, n).
-
-        d cp/dI = sum_k +- Im(A_k/V_k),  d lca/dI = sum_k +- Re(A_k/V_k).
-        """
-        xp = array_namespace(z, v)
-        tables = self._tables(z)
-        re, im = self.visibilities(z)
-        n_cp, n_lca = tables["cp"].shape[0], tables["lca"].shape[0]
-        power = re * re + im * im
-        a = xp.matmul(v[:, :n_cp], tables["cp"]) / power  # cotangent of the phases, over |V|^2
-        b = xp.matmul(v[:, n_cp:n_cp + n_lca], tables["lca"]) / power  # cotangent of ln|V|, over |V|^2
-        cotangent = xp.concat([b * re - a * im, a * re + b * im], axis=-1)
-        gradient = xp.matmul(cotangent, tables["table"])
-        if self.flux:
-            gradient = gradient + v[:, n_cp + n_lca:]
-        return xp.reshape(self.scale * gradient, z.shape)
-
-
 # ------------------------------------------------------------------------------------------------------------- problems
 
 
@@ -152,7 +57,7 @@ def m87(day="101", **options):
     ``day`` is the day of the year or the date: "101", 101, "2017-04-11", "096", "96", "2017-04-06".
     """
     number = _day(day)
-    observation = vlbi.read_observation(vlbi.DATA / f"m87_2017_{number}_lo_scanavg.csv")
+    observation = read_m87(number)
     return replace(from_visibilities(observation, name=f"m87-{number}", **options), ensembles=3)
 
 
@@ -188,7 +93,7 @@ def black_hole(observation=None, truth=None, seed=0, *, index=0, coverage="stand
     closure_set, branch           as in ``from_visibilities``
     """
     if observation is not None:
-        return from_visibilities(vlbi.read_observation(observation), truth=truth, closure_set=closure_set,
+        return from_visibilities(read_observation(observation), truth=truth, closure_set=closure_set,
                                  branch=branch, **options)
     if options:
         raise ValueError(f"{', '.join(options)}: only for a real observation, expected with `observation`, got none")
@@ -365,7 +270,7 @@ def _image(truth):
 def _noiseless(truth, coverage, peak_jy, sefd, time_fraction):
     """Visibilities of ``truth`` in Jy on the baselines of ``coverage``."""
     if coverage.startswith("m87-"):
-        observation = vlbi.read_observation(vlbi.DATA / f"m87_2017_{coverage[4:]}_lo_scanavg.csv")
+        observation = read_m87(coverage[4:])
         observation = replace(observation, name=f"simulated {coverage}")
     else:
         observation = vlbi.simulated_coverage("m87" if coverage == "standard" else coverage, sefd=sefd)

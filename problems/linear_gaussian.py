@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from onnx_priors.gaussian import GaussianPrior
+
 from ._xp import array_namespace, like
 from .problem import ITEM, Entry, Observation, Option, Problem, nonnegative
 
@@ -39,17 +41,15 @@ class LinearGaussian(Problem):
 
     def denoise(self, x, sigma):
         """Exact denoiser D(x, sigma).  (J, d), float -> (J, d)"""
-        return self._scale_modes(x, self._eigen[0] / (self._eigen[0] + sigma**2))
+        return self.gaussian.denoise(x, sigma)
 
     def denoise_vjp(self, x, sigma, v):
         """D(x, sigma) and J_D' v; J_D = Sigma (Sigma + sigma^2)^-1 is symmetric and does not depend on x."""
-        gain = self._eigen[0] / (self._eigen[0] + sigma**2)
-        return self._scale_modes(x, gain), self._rotate(v, gain)
+        return self.gaussian.denoise_vjp(x, sigma, v)
 
     def flow(self, x, sigma, sigma_next=0.0):
         """Exact probability flow from noise level sigma to sigma_next (0: the clean point).  (J, d) -> (J, d)"""
-        lam = self._eigen[0]
-        return self._scale_modes(x, np.sqrt((lam + sigma_next**2) / (lam + sigma**2)))
+        return self.gaussian.flow(x, sigma, sigma_next)
 
     @cached_property
     def posterior(self):
@@ -70,24 +70,6 @@ class LinearGaussian(Problem):
         gain = np.linalg.solve(innovation_covariance, self.H @ self.Sigma).T
         covariance = self.Sigma - gain @ self.H @ self.Sigma
         return self.mu + gain @ (self.observation.y - self.H @ self.mu), 0.5 * (covariance + covariance.T)
-
-    @cached_property
-    def _eigen(self):  # eigenvalues and eigenvectors Q of Sigma; a diagonal Sigma needs no Q
-        diagonal = np.diag(self.Sigma)
-        if np.array_equal(self.Sigma, np.diag(diagonal)):
-            return diagonal, None
-        return np.linalg.eigh(self.Sigma)
-
-    def _rotate(self, v, factors):  # v Q diag(factors) Q'
-        xp = array_namespace(v)
-        if self._eigen[1] is None:
-            return v * like(factors[None, :], v)
-        Q = like(self._eigen[1], v)
-        return xp.matmul(xp.matmul(v, Q) * like(factors[None, :], v), xp.matrix_transpose(Q))
-
-    def _scale_modes(self, x, factors):
-        mu = like(self.mu[None, :], x)
-        return mu + self._rotate(x - mu, factors)
 
 
 def linear_gaussian(setup="A", noise=None, seed=0, d=None, m=None):
@@ -156,6 +138,7 @@ def linear_gaussian(setup="A", noise=None, seed=0, d=None, m=None):
         # collapse budget 3: the one regime in which the published step lands near the posterior mean (high S/N only)
         defaults={"steps": 80, "updates": 2, "guidance": round(3.0 * np.sqrt(2 * len(y)) / 142, 3)},
         mu=mu, Sigma=Sigma, H=H, Gamma=noise**2 * np.eye(len(y)), known=known,
+        gaussian=GaussianPrior.from_covariance(mu, Sigma),
         notes=f"set-up {setup}: exact Gaussian prior and posterior; verification, not an application")
     known["posterior mean"] = problem.posterior[0]
     return problem

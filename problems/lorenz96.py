@@ -12,6 +12,8 @@ import functools
 
 import numpy as np
 
+from onnx_priors.gaussian import GaussianPrior
+
 from ._xp import array_namespace
 from .problem import Observation, Problem
 
@@ -94,9 +96,9 @@ def attractor(count=2000, seed=0, d=DIMENSION):
 
 
 def gaussian_prior(d=DIMENSION):
-    """Mean (d,) and covariance (d, d) of the attractor: the Gaussian whose denoiser is closed form."""
+    """The Gaussian with mean and covariance of the attractor."""
     states = attractor(d=d)
-    return states.mean(0), np.cov(states.T)
+    return GaussianPrior.from_covariance(states.mean(0), np.cov(states.T))
 
 
 def lorenz96(horizon=0.2, noise=1.0, seed=0, d=DIMENSION):
@@ -127,5 +129,5 @@ def lorenz96(horizon=0.2, noise=1.0, seed=0, d=DIMENSION):
 
     y = forward(truth[None])[0] + noise * rng.standard_normal((d + 1) // 2)
     return Problem(name="lorenz96", event_shape=(d,), forward=forward, forward_vjp=forward_vjp,
-                   observation=Observation(y=y, noise=noise), truth=truth,
+                   observation=Observation(y=y, noise=noise), truth=truth, gaussian=gaussian_prior(d),
                    notes=f"Lorenz-96, d = {d}, horizon {horizon}; Gaussian prior fitted to the attractor")

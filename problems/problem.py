@@ -44,8 +44,8 @@ class Problem:
     truth : array (*event) or None  physical units
     forward_vjp : (x, v) -> J_G(x)^T v, shapes (J, *event), (J, m) -> (J, *event), or None
     prior : str or None             name of the shipped prior that fits
-    moments : () -> (mean (n, n), half spectrum (n, n//2 + 1)), prior units, of a stationary Gaussian with the first two
-        moments of the prior's data, or None
+    gaussian : Gaussian prior in prior units (``onnx_priors.gaussian.GaussianPrior``: mean, denoise, denoise_vjp, ...)
+        with the first two moments of the fields, or None; the prior itself where ``posterior`` is known
     known : mapping                 answers that need no run, (*event) in physical units, e.g. "prior mean"
     defaults : mapping              solver settings recommended for this problem, by Config field name
     ensembles : int                 independent ensembles of one run, unless the user says otherwise
@@ -57,7 +57,7 @@ class Problem:
     figure : (result) -> matplotlib Figure, or None for the generic one; ``result`` is the mapping saved in result.npz
     notes : str                     what a reader of a result must know (stand-in data, units, resolution)
 
-    A subclass that knows the exact posterior sets ``posterior`` = (mean (*event), covariance).
+    A subclass whose ``gaussian`` is the prior itself may know the exact ``posterior`` = (mean (*event), covariance).
     Raises ValueError for a truth of another shape than ``event_shape``.
     """
 
@@ -71,7 +71,7 @@ class Problem:
     truth: Any = None
     forward_vjp: Callable | None = None
     prior: str | None = None
-    moments: Callable | None = None
+    gaussian: Any = None
     known: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ensembles: int = 1

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from problems.navier_stokes import Flow, NavierStokes
+from onnx_priors.gaussian import GaussianPrior
+from problems.navier_stokes_solver import Flow, NavierStokes
 from problems.spectral import resample
 
 SPIN_UP = 5  # time units from the random field to a field of the data set
@@ -127,9 +128,10 @@ def prior_moments(size):
     return np.tile(stored[f"profile_{size}"], (size, 1)), stored[f"spectrum_{size}"]
 
 
-def total_variance(spectrum):
-    """Trace of the covariance with this half spectrum (n, n//2 + 1)."""
-    return float(2 * spectrum[:, 1:-1].sum() + spectrum[:, [0, -1]].sum())
+def prior_gaussian(size):
+    """The stationary Gaussian with the moments of the training fields of a preset, prior units."""
+    (mean, spectrum), scale = prior_moments(size), preset(size).scale
+    return GaussianPrior.stationary(mean / scale, spectrum / scale**2)
 
 
 def bench16(n=128, rows=None):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from problems import vlbi
-from problems.black_hole import ClosureForward, fourier_table, m87
+from problems.black_hole import m87
+from problems.closure_forward import ClosureForward, fourier_table
+from problems.visibility_files import read_m87
 
 MICROARCSECOND = np.pi / 180 / 3600e6
 PIXEL = 2.5 * MICROARCSECOND
@@ -27,7 +29,7 @@ test_image.__test__ = False
 
 
 def observation(day):
-    return vlbi.read_observation(vlbi.DATA / f"m87_2017_{day}_lo_scanavg.csv")
+    return read_m87(day)
 
 
 def visibilities(image, data, **options):

@@ -17,6 +17,7 @@ from problems.radio_metrics import (
     ring_fit,
     shifted,
 )
+from problems.visibility_files import read_m87
 
 
 def crescent(radius=20.0, width=5.0, asymmetry=0.6, position_angle=195.0, centre=(0.0, 0.0)):
@@ -187,7 +188,7 @@ def test_the_shared_likelihood_gives_the_official_half_gradient_up_to_its_factor
 def test_beam_is_the_curvature_of_the_dirty_beam():
     from problems.black_hole_figure import beam
 
-    data = vlbi.read_observation(vlbi.DATA / "m87_2017_101_lo_scanavg.csv")
+    data = read_m87("101")
     major, minor, angle = beam(data.u, data.v)
     h = vlbi.MICROARCSECOND
     for fwhm, theta in ((major, angle), (minor, angle + 90)):

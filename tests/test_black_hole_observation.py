@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from problems import vlbi
-from problems.black_hole import black_hole, fourier_table, from_visibilities, m87
+from problems.black_hole import black_hole, from_visibilities, m87
+from problems.closure_forward import fourier_table
+from problems.visibility_files import COLUMNS, read_m87, read_observation
 
 DAY = {"101": vlbi.DATA / "m87_2017_101_lo_scanavg.csv", "096": vlbi.DATA / "m87_2017_096_lo_scanavg.csv"}
 
@@ -29,7 +31,7 @@ def crescent(radius=20.0, width=5.0, asymmetry=0.6, position_angle=195.0, centre
     ("101", False, 216, (134, 113), (134, 113), (257, 564)), ("096", False, 274, (173, 149), (173, 149), (334, 741))])
 def test_the_greedy_set_reaches_full_rank_where_the_minimal_set_falls_short(day, cut, rows, minimal, independent,
                                                                             candidates):
-    data = vlbi.read_observation(DAY[day])
+    data = read_m87(day)
     if cut:
         data = data.rows(np.hypot(data.u, data.v) >= 0.1e9)
     assert len(data) == rows
@@ -64,7 +66,7 @@ def named(data, closures):
 
 
 def test_closure_sets_do_not_depend_on_the_order_of_rows():
-    data = vlbi.read_observation(DAY["096"])
+    data = read_m87("096")
     data = data.rows(np.hypot(data.u, data.v) >= 0.1e9)
     shuffled = data.rows(np.random.default_rng(0).permutation(len(data)))
     for build in (vlbi.minimal_set, vlbi.full_rank_set):
@@ -72,7 +74,7 @@ def test_closure_sets_do_not_depend_on_the_order_of_rows():
 
 
 def test_greedy_triangles_have_the_least_total_variance_of_any_full_rank_set():
-    data = vlbi.read_observation(DAY["101"])
+    data = read_m87("101")
     full, small = vlbi.full_rank_set(data), vlbi.minimal_set(data)  # both of full rank here
     greedy, chain = (vlbi.closure_sigmas(data.vis, data.sigma, c) for c in (full, small))
     for ours, theirs in zip(greedy, chain):  # a greedy basis of a matroid is optimal element by element
@@ -93,7 +95,7 @@ def test_a_chordless_cycle_of_baselines_is_reported_as_a_shortfall():
 
 
 def test_the_cut_on_integration_times_leaves_no_unequal_closure():
-    data = vlbi.read_observation(DAY["096"])
+    data = read_m87("096")
     assert np.mean(data.tint[vlbi.minimal_set(data).triangles].max(1)
                    > 1.5 * data.tint[vlbi.minimal_set(data).triangles].min(1)) == pytest.approx(0.214, abs=5e-4)
     for build in (vlbi.minimal_set, vlbi.full_rank_set):
@@ -130,7 +132,7 @@ def test_uv_and_elevation_equal_the_golden_table():
 
 @pytest.mark.parametrize("day, mjd, worst_u, worst_v", [("101", 57854, 4.0e6, 1.9e6), ("096", 57849, 8.4e6, 2.0e6)])
 def test_the_station_table_reproduces_the_observed_uv(day, mjd, worst_u, worst_v):
-    data = vlbi.read_observation(DAY[day])
+    data = read_m87(day)
     stations = {s.code: s for s in vlbi.read_stations()}
     gmst = vlbi.sidereal_time(mjd, data.time + data.tint / 7200)
     seen = [vlbi.station_uv(stations[c].position, gmst, *vlbi.SOURCES["m87"], 227.070703125e9) for c in data.stations]
@@ -206,7 +208,7 @@ def test_real_data_carry_no_flux_term_and_a_systematic_error():
 
 
 def write_csv(path, data):
-    lines = [",".join(vlbi.COLUMNS)]
+    lines = [",".join(COLUMNS)]
     for k in range(len(data)):
         lines.append(f"{data.time[k]!r},{data.tint[k]!r},{data.stations[data.first[k]]},{data.stations[data.second[k]]},"
                      f"{data.u[k]!r},{data.v[k]!r},{data.vis[k].real!r},{data.vis[k].imag!r},{data.sigma[k]!r}"
@@ -215,7 +217,7 @@ def write_csv(path, data):
 
 
 def test_a_row_of_swapped_stations_means_the_same(tmp_path):
-    data = vlbi.read_observation(DAY["101"])
+    data = read_m87("101")
     text = DAY["101"].read_text().splitlines()
     cells = text[1].split(",")
     cells[2], cells[3] = cells[3], cells[2]
@@ -223,14 +225,14 @@ def test_a_row_of_swapped_stations_means_the_same(tmp_path):
         cells[k] = repr(-float(cells[k]))
     path = tmp_path / "swapped.csv"
     path.write_text("\n".join([text[0], ",".join(cells), *text[2:]]))
-    again = vlbi.read_observation(path)
+    again = read_observation(path)
     for column in ("first", "second", "u", "v", "vis"):
         np.testing.assert_array_equal(getattr(again, column), getattr(data, column))
 
 
 def test_an_unaveraged_file_is_averaged_by_scan(tmp_path):
     """Split every average into samples 10 s apart around its value: averaging must restore it."""
-    data = vlbi.read_observation(DAY["101"])
+    data = read_m87("101")
     n, k = len(data), 4
     offset = np.array([-3, -1, 1, 3.0])[:, None]
     samples = vlbi.replace(data, first=np.tile(data.first, k), second=np.tile(data.second, k),
@@ -240,7 +242,7 @@ def test_an_unaveraged_file_is_averaged_by_scan(tmp_path):
                            sigma=np.tile(data.sigma * np.sqrt(k), k))
     path = tmp_path / "samples.csv"
     write_csv(path, samples)
-    averaged = vlbi.read_observation(path)
+    averaged = read_observation(path)
     order, back = (np.lexsort((d.second, d.first, d.time)) for d in (data, averaged))
     assert len(averaged) == n
     for column in ("first", "second", "time", "tint", "u", "v", "vis", "sigma"):
@@ -292,7 +294,7 @@ def test_other_bad_input_is_refused_by_name(tmp_path):
     path.write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match="got binary data"):
         black_hole(observation=path)
-    data = vlbi.read_observation(DAY["101"])
+    data = read_m87("101")
     with pytest.raises(ValueError, match="no closed triangle"):
         from_visibilities(data.rows(data.first == 0))  # a star of baselines from ALMA
     with pytest.raises(ValueError, match="day: got '100', expected 101 "):
@@ -317,7 +319,7 @@ def test_uvfits_without_astropy_names_the_extra(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_astropy)
     with pytest.raises(ImportError, match=r"needs astropy.*enkg_ref\[eht\]"):
-        vlbi.read_observation(path)
+        read_observation(path)
 
 
 def write_uvfits(path, data, fits, stokes=(-1, -2), two_dates=True, flag=()):
@@ -352,10 +354,10 @@ def write_uvfits(path, data, fits, stokes=(-1, -2), two_dates=True, flag=()):
 @pytest.mark.parametrize("stokes, two_dates", [((-1, -2), True), ((1,), False), ((-1,), True)])
 def test_a_uvfits_file_gives_the_same_closures_as_the_table_it_was_made_of(tmp_path, stokes, two_dates):
     fits = pytest.importorskip("astropy.io.fits")
-    data = vlbi.read_observation(DAY["101"])
+    data = read_m87("101")
     path = tmp_path / "day101.uvfits"
     write_uvfits(path, data, fits, stokes, two_dates, flag=(3,))
-    again = vlbi.read_observation(path)
+    again = read_observation(path)
     assert again.stations == data.stations and len(again) == len(data) - 1  # the flagged row is gone
     data = data.rows(np.arange(len(data)) != 3)
     for column, tolerance in (("time", 1e-6), ("tint", 1e-9), ("u", 1e-3), ("v", 1e-3)):
@@ -370,14 +372,14 @@ def test_a_uvfits_file_gives_the_same_closures_as_the_table_it_was_made_of(tmp_p
 
 def test_a_broken_uvfits_file_is_refused_in_one_sentence(tmp_path):
     fits = pytest.importorskip("astropy.io.fits")
-    data = vlbi.read_observation(DAY["101"])
+    data = read_m87("101")
     path, cut, image = tmp_path / "whole.uvfits", tmp_path / "cut.uvfits", tmp_path / "image.fits"
     write_uvfits(path, data, fits)
     cut.write_bytes(path.read_bytes()[:9000])
     fits.PrimaryHDU(np.zeros((4, 4))).writeto(image)
     for bad in (cut, image):
         with pytest.raises(ValueError, match="UVFITS") as error:
-            vlbi.read_observation(bad)
+            read_observation(bad)
         assert str(bad) in str(error.value) and "\n" not in str(error.value)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from problems import vlbi
-from problems.black_hole import ClosureForward, fourier_table
+from problems.closure_forward import ClosureForward, fourier_table
+from problems.visibility_files import read_m87, read_observation
 
 eh = pytest.importorskip("ehtim")
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
@@ -53,7 +54,7 @@ def ours(data, image):
 @pytest.fixture(scope="module", params=["101", "096", "simulated"])
 def data(request):
     if request.param != "simulated":
-        return vlbi.read_observation(vlbi.DATA / f"m87_2017_{request.param}_lo_scanavg.csv")
+        return read_m87(request.param)
     coverage = vlbi.simulated_coverage(sefd="nominal")
     clean = vlbi.replace(coverage, vis=ours(coverage, crescent()))
     rng = np.random.default_rng(0)
@@ -140,7 +141,7 @@ def test_a_uvfits_file_written_by_the_peer_gives_the_same_closures(data, tmp_pat
         pytest.skip("station order of the file is alphabetical; covered by the real days")
     path = tmp_path / "peer.uvfits"
     to_peer(data).save_uvfits(str(path))
-    again = vlbi.read_observation(path)
+    again = read_observation(path)
     assert len(again) == len(data) and again.stations == data.stations
     for build in (vlbi.minimal_set, vlbi.full_rank_set):
         mine, theirs = build(data), build(again)
@@ -154,7 +155,7 @@ def test_a_uvfits_file_written_by_the_peer_gives_the_same_closures(data, tmp_pat
 
 def test_scan_averages_equal_the_peer(to_peer):
     """Ten-second samples made of the shipped averages, averaged by both."""
-    data = vlbi.read_observation(vlbi.DATA / "m87_2017_101_lo_scanavg.csv")
+    data = read_m87("101")
     k, rng = 5, np.random.default_rng(1)
     time = (data.time + np.arange(k)[:, None] * 10 / 3600).reshape(-1)
     samples = vlbi.replace(data, first=np.tile(data.first, k), second=np.tile(data.second, k), time=time,

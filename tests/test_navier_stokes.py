@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from problems import vorticity
-from problems.navier_stokes import PAPER, Basdevant, Flow, NavierStokes, OfficialSolver
+from problems.navier_stokes_official import OfficialSolver
+from problems.navier_stokes_solver import PAPER, Basdevant, Flow, NavierStokes
 from problems.spectral import IntegratingFactor, disc_mask, resample, square_mask, table, wavenumbers
 
 UNFORCED = Flow(amplitude=0.0)

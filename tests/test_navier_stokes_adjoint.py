@@ -7,7 +7,8 @@ import pytest
 from test_navier_stokes import n7, points
 
 from problems import vorticity
-from problems.navier_stokes import PAPER, Basdevant, NavierStokes, navier_stokes, observe, observe_adjoint
+from problems.navier_stokes import navier_stokes, observe, observe_adjoint
+from problems.navier_stokes_solver import PAPER, Basdevant, NavierStokes
 from problems.spectral import disc_mask
 
 GOLDEN = [  # n, L, norm of the gradient, p1 .. p4

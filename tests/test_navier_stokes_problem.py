@@ -34,10 +34,10 @@ def test_a_field_depends_on_its_number_only():
 
 def test_held_out_fields_have_the_stored_moments_and_half_a_unit_of_deviation():
     omega = vorticity.fields(32, 200, "validation")
-    mean, spectrum = vorticity.prior_moments(32)
-    power = ((omega - mean) ** 2).sum((1, 2))
-    assert abs(power.mean() - vorticity.total_variance(spectrum)) < 4 * power.std() / np.sqrt(200)
-    assert abs(2 * omega.std() / vorticity.preset(32).scale - 1) < 0.05
+    prior, scale = vorticity.prior_gaussian(32), vorticity.preset(32).scale
+    power = ((omega / scale - prior.mean) ** 2).sum((1, 2))
+    assert abs(power.mean() - prior.total_variance) < 4 * power.std() / np.sqrt(200)
+    assert abs(2 * omega.std() / scale - 1) < 0.05
 
 
 def test_the_forward_map_takes_the_truth_in_prior_units_to_the_data():

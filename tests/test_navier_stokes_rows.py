@@ -6,7 +6,8 @@ import scipy.fft
 from test_navier_stokes import n7, relative
 
 from problems import vorticity
-from problems.navier_stokes import NavierStokes, OfficialSolver
+from problems.navier_stokes_official import OfficialSolver
+from problems.navier_stokes_solver import NavierStokes
 
 STRICTEST_EXTENSIONS = ("fft",)
 

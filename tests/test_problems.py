@@ -110,4 +110,4 @@ def test_that_problems_know_the_answers_that_need_no_run():
     linear, flow = problems.build("linear-gaussian", item=2), problems.build("navier-stokes")
     assert np.array_equal(linear.known["posterior mean"], linear.posterior[0])
     assert np.array_equal(linear.known["prior mean"], linear.mu) and flow.posterior is None
-    assert np.array_equal(flow.known["prior mean"], flow.scale * flow.moments()[0])
+    assert np.array_equal(flow.known["prior mean"], flow.scale * flow.gaussian.mean)

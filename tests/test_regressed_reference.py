@@ -182,3 +182,33 @@ def test_a_reference_that_is_none_is_refused(change, message):
     good = _gaussian()
     with pytest.raises(ValueError, match=message):
         Reference(**{"mean": good.mean, "modes": good.modes, "variances": good.variances, **change})
+
+
+def test_that_the_reference_of_cosines_is_the_gaussian_and_its_file_holds_frequencies_only(tmp_path):
+    from scipy.fft import dctn
+
+    rng, shape = np.random.default_rng(0), (3, 6, 8)
+    variances = rng.uniform(0.1, 1.0, shape) * np.linspace(3.0, 0.1, 8)
+    d = variances.size
+    rows = dctn(np.eye(d).reshape(-1, *shape), axes=(1, 2, 3), norm="ortho").reshape(d, d)  # column k: frequency k
+    whole = Reference.cosines(rng.standard_normal(shape), variances, d)
+    np.testing.assert_allclose((whole.modes * whole.variances) @ whole.modes.T, (rows * variances.reshape(-1)) @ rows.T,
+                               atol=1e-12)
+    part = Reference.cosines(whole.mean, variances, 20)
+    leading = whole.leading(20)
+    np.testing.assert_allclose(part.modes, leading.modes, atol=1e-12)
+    assert part.rest == pytest.approx(leading.rest) and np.array_equal(part.waves, leading.waves)
+    part.save(tmp_path / "r.npz")
+    with np.load(tmp_path / "r.npz") as file:
+        assert "modes" not in file.files and file["waves"].shape == (20, 3)
+    again = Reference.load(tmp_path / "r.npz")
+    np.testing.assert_allclose(again.modes, part.modes, atol=1e-12)
+
+
+def test_that_the_error_table_of_a_reference_is_that_of_from_images():
+    truth, rng = _gaussian(), np.random.default_rng(1)
+    images = truth.start(rng.standard_normal((400, 12)))
+    made = from_images(images, lambda x, s: x / (1 + s * s), sigmas=[0.1, 1.0], held_out=100)
+    plain = from_images(images[:300])
+    again = plain.with_errors(lambda x, s: x / (1 + s * s), images[300:], [0.1, 1.0])
+    np.testing.assert_array_equal(made.table, again.table)

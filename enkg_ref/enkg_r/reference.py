@@ -8,7 +8,7 @@ the Gaussian one. Made once per prior from images, kept beside it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Reference:
     table_sigmas : (S,), rising;  table : (S, r + 1), r_k(s) in [0.05, 1], the last column for the rest. Empty: r = 1,
     which is exact for a Gaussian prior
     prior : sha256 of the prior's file, or ""
+    waves : (r, number of axes) frequencies where the modes are products of cosines, see `cosines`: a file of those
+    takes the place of one of modes; None: other modes
 
     Raises ValueError for shapes, orders or values other than these.
     """
@@ -40,6 +42,7 @@ class Reference:
     table_sigmas: Any = field(default_factory=lambda: np.empty(0))
     table: Any = None
     prior: str = ""
+    waves: Any = None
     _moved: dict = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):
@@ -96,6 +99,37 @@ class Reference:
         columns = columns / np.sqrt(np.sum(columns**2, axis=0))
         left, outside = float(variances.sum() - variances[order].sum()), n * n - len(order)
         return cls(mean, columns, variances[order], max(left, 0.0) / outside if outside else 0.0)
+
+    @classmethod
+    def cosines(cls, mean, variances, modes=512):
+        """The reference of a Gaussian whose covariance is diagonal in products of cosines (DCT-II), r = 1.
+
+        mean : (*event);  variances : (*event), by the frequencies along every axis
+        modes : how many to keep; the variance of the others is spread evenly
+        """
+        mean, variances = np.asarray(mean, dtype=np.float64), np.asarray(variances, dtype=np.float64)
+        flat = variances.reshape(-1)
+        order = np.argsort(-flat, kind="stable")[:modes]
+        waves = np.stack(np.unravel_index(order, variances.shape), axis=1)
+        left, outside = float(flat.sum() - flat[order].sum()), flat.size - len(order)
+        return cls(mean, _products_of_cosines(waves, variances.shape), flat[order],
+                   max(left, 0.0) / outside if outside else 0.0, waves=waves)
+
+    def with_errors(self, denoise, images, sigmas=None, seed=0, prior_sha256=""):
+        """The same reference with the error table r_k(s) of a denoiser, measured as `from_images` says.
+
+        images : (n, *event), prior units
+        """
+        if sigmas is None:
+            low = max(self.std / 50, getattr(denoise, "sigma_min", 0.0))
+            high = min(self.std * 20, getattr(denoise, "sigma_max", np.inf))
+            if low >= high:
+                raise ValueError(f"reference: got images of standard deviation {self.std:.3g} in prior units, "
+                                 f"expected it near the prior's noise levels, {denoise.sigma_min:g} to "
+                                 f"{denoise.sigma_max:g}")
+            sigmas = np.geomspace(low, high, 12)
+        table = np.stack([_error_ratio(self, denoise, images, float(s), seed, i) for i, s in enumerate(sigmas)])
+        return replace(self, table_sigmas=sigmas, table=table, prior=prior_sha256, _moved={})
 
     @property
     def event_shape(self):
@@ -169,7 +203,7 @@ class Reference:
             rest = others / left if left > 0 else np.ones(len(self.table_sigmas))
             table = np.column_stack([self.table[:, :count], np.clip(rest, *RATIO_BOUNDS)])
         return Reference(self.mean, self.modes[:, :count], self.variances[:count], left / outside if outside else 0.0,
-                         self.table_sigmas, table, self.prior)
+                         self.table_sigmas, table, self.prior, None if self.waves is None else self.waves[:count])
 
     def _on(self, x):
         """mean (1, d) and modes (d, r) in the namespace, dtype and device of x, moved once."""
@@ -180,9 +214,13 @@ class Reference:
 
     # ------------------------------------------------------------------------------------------------------- files
     def save(self, path):
-        """Write an .npz with float16 modes and table; ``load`` makes the modes orthonormal again."""
+        """Write an .npz with float16 modes, or the frequencies of cosines, and a float16 table; ``load`` makes the
+        modes orthonormal again.
+        """
+        modes = {"modes": self.modes.astype(np.float16)} if self.waves is None else {
+            "waves": np.asarray(self.waves, dtype=np.int16)}
         np.savez_compressed(
-            path, mean=self.mean.astype(np.float32), modes=self.modes.astype(np.float16),
+            path, mean=self.mean.astype(np.float32), **modes,
             variances=self.variances.astype(np.float32), rest=np.float64(self.rest),
             table_sigmas=self.table_sigmas.astype(np.float32), prior=np.str_(self.prior),
             table=np.empty(0, np.float16) if self.table is None else self.table.astype(np.float16))
@@ -208,10 +246,11 @@ class Reference:
             raise ValueError(f"reference: got {path}, made for the prior with sha256 {prior[:12]}..., expected one "
                              f"{wanted}")
         try:
-            q, upper = np.linalg.qr(parts["modes"].astype(np.float64))  # float16 rounds the columns by 5e-4
-            table = parts["table"] if parts["table_sigmas"].size else None
+            waves, table = parts.get("waves"), parts["table"] if parts["table_sigmas"].size else None
+            modes = parts["modes"] if waves is None else _products_of_cosines(waves.astype(int), parts["mean"].shape)
+            q, upper = np.linalg.qr(modes.astype(np.float64))  # float16 rounds the columns by 5e-4
             reference = cls(parts["mean"], q * np.sign(np.diag(upper)), parts["variances"], float(parts["rest"]),
-                            parts["table_sigmas"], table, prior)
+                            parts["table_sigmas"], table, prior, waves)
             if not np.abs(upper - np.diag(np.sign(np.diag(upper)))).max(initial=0.0) < 0.02:
                 raise ValueError("modes: got columns that are not orthonormal")
             return reference
@@ -252,17 +291,7 @@ def from_images(images, denoise=None, sigmas=None, held_out=None, modes=None, se
     reference = Reference(mean.reshape(shape), vectors, variances, rest, prior=prior_sha256)
     if denoise is None:
         return reference
-    if sigmas is None:
-        low = max(reference.std / 50, getattr(denoise, "sigma_min", 0.0))
-        high = min(reference.std * 20, getattr(denoise, "sigma_max", np.inf))
-        if low >= high:
-            raise ValueError(f"reference: got images of standard deviation {reference.std:.3g} in prior units, "
-                             f"expected it near the prior's noise levels, {denoise.sigma_min:g} to "
-                             f"{denoise.sigma_max:g}")
-        sigmas = np.geomspace(low, high, 12)
-    table = np.stack([_error_ratio(reference, denoise, images[n - held_out:], float(s), seed, i)
-                      for i, s in enumerate(sigmas)])
-    return Reference(reference.mean, vectors, variances, rest, sigmas, table, prior_sha256)
+    return reference.with_errors(denoise, images[n - held_out:], sigmas, seed, prior_sha256)
 
 
 def from_prior(denoise, event_shape, sigma_max, sigma_min=0.002, count=1024, steps=40, modes=None, seed=0,
@@ -285,6 +314,15 @@ def from_prior(denoise, event_shape, sigma_max, sigma_min=0.002, count=1024, ste
 def file_sha256(path):
     """The checksum that ties a reference to its prior."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _products_of_cosines(waves, shape):
+    """Orthonormal columns (d, r): the product over the axes of cos(pi k (j + 1/2)/n), k the frequencies (r, axes)."""
+    product = np.ones((len(waves), 1))
+    for n, k in zip(shape, waves.T):
+        rows = np.cos(np.pi * k[:, None] * (np.arange(n) + 0.5) / n) * np.sqrt(np.where(k == 0, 1.0, 2.0) / n)[:, None]
+        product = (product[:, :, None] * rows[:, None, :]).reshape(len(waves), -1)
+    return product.T
 
 
 def _principal(centred, modes):
