@@ -13,6 +13,7 @@ PROBLEMS = {
     "super-resolution": "problems.imaging:SUPER_RESOLUTION",
     "deblurring": "problems.imaging:DEBLURRING",
     "phase-retrieval": "problems.imaging:PHASE_RETRIEVAL",
+    "kolmogorov": "problems.kolmogorov:ENTRY",
     "linear-gaussian": "problems.linear_gaussian:ENTRY",
 }
 """The table: name -> "module:entry". The module is loaded when the problem is asked for."""

@@ -156,7 +156,7 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         known={"prior mean": own.scale * gaussian.mean},
         defaults={"particles": 256, "steps": 40, "guidance": 2.0, "updates": 2},
         score=score,
-        figure=_figure,
+        figure=draw,
         notes=notes,
     )
 
@@ -187,17 +187,18 @@ def _notes(own, noise, data_solver, measured):
     return " ".join(parts)
 
 
-def _figure(result):
-    """Truth, observation (unobserved points grey), mean, error and spread; below, particles and, where the truth is
-    known, the calibration of the spread. ``result`` holds physical units.
+def draw(result, time=1):
+    """Truth, observation at ``time`` (unobserved points grey), mean, error and spread; below, particles and, where the
+    truth is known, the calibration of the spread. ``result`` holds physical units.
     """
     from matplotlib.figure import Figure
 
     mean, spread, truth = np.asarray(result["mean"]), np.asarray(result["std"]), result.get("truth")
     n = mean.shape[-1]
+    side = math.isqrt(np.size(result["observation"]))
     seen = np.full((n, n), np.nan)
-    seen[::STRIDE, ::STRIDE] = np.reshape(result["observation"], (n // STRIDE, n // STRIDE))
-    panels = [("observation at time 1", seen), ("mean", mean), ("spread", spread)]
+    seen[:: n // side, :: n // side] = np.reshape(result["observation"], (side, side))
+    panels = [(f"observation at time {time:g}", seen), ("mean", mean), ("spread", spread)]
     if truth is not None:
         truth = np.asarray(truth)
         panels = [("truth", truth), *panels[:2], ("error (mean - truth)", mean - truth), panels[2]]
