@@ -187,7 +187,7 @@ def paired():
             fields = sorted({r["field"] for r in rows})
             if not rows:
                 continue
-            error = [np.mean([r["relative_l2_mean"] for r in rows if r["field"] == f]) for f in fields]
+            error = [np.mean([r["relative_l2_of_mean"] for r in rows if r["field"] == f]) for f in fields]
             own = [np.mean([r["m2"] for r in ours[noise, 1504][f]]) for f in fields]
             spread, skill = (np.mean([r[name] for r in rows]) if name in rows[0] else np.nan for name in ("spread2", "skill"))
             ssr = np.sqrt(spread / skill) if np.isfinite(spread) else np.mean([r["ssr"] for r in rows])
@@ -216,7 +216,7 @@ def plots():
             for number, method in enumerate(sorted({key[1] for key in others if "(**)" not in key[1]}), 1):
                 if (noise, method) not in others:
                     continue
-                points = [(r[their_cost], r["relative_l2_mean"]) for r in others[noise, method]]
+                points = [(r[their_cost], r["relative_l2_of_mean"]) for r in others[noise, method]]
                 axis.plot(*zip(*points), "x^vsD*P<"[number % 8], color=f"C{number}", linestyle="", label=method)
             axis.set(xscale="log", yscale="log", xlabel=name, title=f"navier-stokes-32, noise {noise:g}")
             axis.legend(fontsize=6)
@@ -248,5 +248,5 @@ def by_method():
     beside += [("EnKG-R, Jacobian by the adjoint (**)", r) for r in kept("navier-stokes") if r["data"] == "exact"]
     for method, r in beside:
         others.setdefault((r["noise"], method), []).append(
-            {"field": r["item"], "relative_l2_mean": r["m2"], "fwd_total": r["forward_calls"], "spread2": r["spread"], **r})
+            {"field": r["item"], "relative_l2_of_mean": r["m2"], "fwd_total": r["forward_calls"], "spread2": r["spread"], **r})
     return ours, others

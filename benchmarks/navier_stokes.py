@@ -222,7 +222,7 @@ def make(runs, workers):
                 file.write(json.dumps(row) + "\n")
             print(f"{row['method']} {row['prior']} field {row['field']} seed {row['seed']} noise {row['noise']} "
                   f"J {row['particles']} N {row['steps']} gamma {row['guidance']} {row['step_rule']}: "
-                  f"M2 {row['relative_l2_mean']:.3f}, {row['cpu_seconds']:.0f} CPU s", flush=True)
+                  f"M2 {row['relative_l2_of_mean']:.3f}, {row['cpu_seconds']:.0f} CPU s", flush=True)
 
 
 def interval(values, sign=""):
@@ -285,10 +285,10 @@ def show_table(options):
     for noise, method, prior in ROWS:
         of = [r for r in rows if (r["noise"], r["method"], r["prior"]) == (noise, method, prior)]
         if of:
-            mean = {n: np.mean([r[n] for r in of]) for n in ("relative_l2_particles", "ssr", "misfit", "fwd_total",
+            mean = {n: np.mean([r[n] for r in of]) for n in ("relative_l2_of_particles", "ssr", "misfit", "fwd_total",
                                                              "den_total", "cpu_seconds")}
             lines.append(f"| {noise:g} | {method} | {prior} | {len(of)} "
-                         f"| {summary([r['relative_l2_mean'] for r in of])} | {mean['relative_l2_particles']:.3f} "
+                         f"| {summary([r['relative_l2_of_mean'] for r in of])} | {mean['relative_l2_of_particles']:.3f} "
                          f"| {mean['ssr']:.2f} | {mean['misfit']:.2g} | {mean['fwd_total']:.0f} "
                          f"| {mean['den_total']:.0f} | {mean['cpu_seconds']:.0f} |")
     if rows:
@@ -304,7 +304,7 @@ def show_table(options):
         for k, (method, prior) in enumerate(dict.fromkeys(row[1:] for row in ROWS)):
             of = [r for r in rows if (r["noise"], r["method"], r["prior"]) == (noise, method, prior)]
             label = f"{method}, {'network' if prior == NETWORK else 'Gaussian'}"
-            axis.plot([r["field"] for r in of], [r["relative_l2_mean"] for r in of], "o-", color=f"C{k}",
+            axis.plot([r["field"] for r in of], [r["relative_l2_of_mean"] for r in of], "o-", color=f"C{k}",
                       label=label)
         axis.set(title=f"noise {noise:g}", xlabel="held-out field", xlim=(-0.5, 4.5), ylim=(0, 1.1))
     axes[0].set_ylabel("relative L2 of the mean")
@@ -315,7 +315,7 @@ def show_table(options):
 def paired(rows):
     """EnKG against EKI, field by field."""
     for noise in NOISES:
-        score = {(r["method"], r["prior"], r["field"]): r["relative_l2_mean"] for r in rows if r["noise"] == noise}
+        score = {(r["method"], r["prior"], r["field"]): r["relative_l2_of_mean"] for r in rows if r["noise"] == noise}
         for rival in (GAUSSIAN, NETWORK):
             fields = [f for f in sorted({key[2] for key in score})
                       if ("enkg", NETWORK, f) in score and ("eki", rival, f) in score]
@@ -359,7 +359,7 @@ def show_ablation(options):
             runs = repeated(options, **{**rest, name: value})
             rows = found(runs)
             if rows:
-                m2 = [r["relative_l2_mean"] for r in rows]
+                m2 = [r["relative_l2_of_mean"] for r in rows]
                 curve.append((value, np.mean(m2), min(m2), max(m2)))
                 lines.append(f"| {label[name]} | {runs[0].particles} | {runs[0].steps} | {runs[0].guidance:g} "
                              f"| {len(rows)} | {summary(m2)} | {np.mean([r['ssr'] for r in rows]):.2f} "
@@ -404,7 +404,7 @@ def show_distance(options):
             axis.semilogy(curves.mean(axis=0), color=f"C{k}", label=f"{rule}, gamma {gamma:g}")
             cells = [f"{c.mean():.3g} ({c.min():.3g} .. {c.max():.3g})" for c in curves.T[[0, 35, -1]]]
             lines.append(f"| {prior} | {rule} | {gamma:g} | {len(rows)} | {' | '.join(cells)} "
-                         f"| {np.mean([r['relative_l2_mean'] for r in rows]):.3f} "
+                         f"| {np.mean([r['relative_l2_of_mean'] for r in rows]):.3f} "
                          f"| {int((np.diff(curves) > 0).sum())} of {curves[:, 1:].size} |")
         axis.set(title=f"{'network' if prior == NETWORK else 'Gaussian'} prior, J = 64", xlabel="update",
                  ylabel="distance of clean particles / ||truth||")
@@ -470,10 +470,10 @@ def show_prior(options):
     for prior in levels():
         rows = found(repeated(options, prior=prior, particles=64))
         if rows:
-            m2 = [r["relative_l2_mean"] for r in rows]
+            m2 = [r["relative_l2_of_mean"] for r in rows]
             curve.append((facts[prior]["denoising_ratio"], np.mean(m2), min(m2), max(m2)))
             lines.append(f"| {prior} | {facts[prior]['images_seen']} | {curve[-1][0]:.3f} | {len(rows)} "
-                         f"| {summary(m2)} | {np.mean([r['relative_l2_particles'] for r in rows]):.3f} "
+                         f"| {summary(m2)} | {np.mean([r['relative_l2_of_particles'] for r in rows]):.3f} "
                          f"| {np.mean([r['ssr'] for r in rows]):.2f} |")
     sheet, (axis,) = figure(1, 1)
     if curve:
@@ -595,9 +595,9 @@ def show_size64(options):
     sheet, (axis,) = figure(1, 1)
     curves = {}
     for row in found(list(size64_runs(options))):
-        curves.setdefault((row["method"], row["steps"]), []).append((row["particles"], row["relative_l2_mean"]))
+        curves.setdefault((row["method"], row["steps"]), []).append((row["particles"], row["relative_l2_of_mean"]))
         lines.append(f"| {row['method']} | {row['prior']} | {row['particles']} | {row['steps']} "
-                     f"| {row['relative_l2_mean']:.3f} | {row['relative_l2_particles']:.3f} "
+                     f"| {row['relative_l2_of_mean']:.3f} | {row['relative_l2_of_particles']:.3f} "
                      f"| {row['relative_l2_prior_mean']:.3f} | {row['misfit']:.3f} | {row['fwd_total']} "
                      f"| {row['den_total']} | {row['cpu_seconds']:.0f} | {row['wall_seconds']:.0f} |")
     for (method, steps), points in curves.items():
@@ -616,11 +616,11 @@ def wall(options, limit=90.0):
     path = RESULTS / "navier_stokes_wall.json"
     if not options.show:
         row = solve(Run(), threads=os.cpu_count())
-        row = {name: row[name] for name in ("wall_seconds", "cpu_seconds", "wall_split", "relative_l2_mean")}
+        row = {name: row[name] for name in ("wall_seconds", "cpu_seconds", "wall_split", "relative_l2_of_mean")}
         path.write_text(json.dumps({**row, "cores": os.cpu_count(), "load": os.getloadavg()}, indent=1) + "\n")
     row = json.loads(path.read_text())
     print(f"{row['wall_seconds']:.0f} s wall, {row['cpu_seconds']:.0f} CPU s on {row['cores']} cores, load average "
-          f"{row['load'][0]:.1f} at the end (target: {limit:.0f} s wall), relative L2 {row['relative_l2_mean']:.3f}")
+          f"{row['load'][0]:.1f} at the end (target: {limit:.0f} s wall), relative L2 {row['relative_l2_of_mean']:.3f}")
 
 
 # --------------------------------------------------------------------------------------------------------------- main

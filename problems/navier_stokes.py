@@ -135,8 +135,8 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         distance = np.sum((truth - own.scale * gaussian.mean) ** 2)
         variance = own.scale**2 * gaussian.total_variance
         return {
-            "relative_l2_particles": float(relative_l2(rows, truth).mean()),
-            "relative_l2_mean": float(relative_l2(rows.mean(axis=0)[None], truth)[0]),
+            "relative_l2_of_particles": float(relative_l2(rows, truth).mean()),
+            "relative_l2_of_mean": float(relative_l2(rows.mean(axis=0)[None], truth)[0]),
             "relative_l2_zero_field": 1.0,
             "relative_l2_prior_mean": float(np.sqrt(distance / np.sum(truth**2))),
             "relative_l2_prior_sample": float(np.sqrt((distance + variance) / np.sum(truth**2))),

@@ -93,7 +93,7 @@ def test_that_navier_stokes_is_solved_with_the_gaussian_of_its_fields(size, tmp_
     assert np.array_equal(result["observation"], problem.observation.y)
     assert np.array_equal(result["truth"], problem.truth) and result["ensemble"].shape == (8, size, size)
     assert summary["metrics"] == pytest.approx(problem.score(result["ensemble"]))
-    assert {"relative_l2_particles", "relative_l2_mean", "relative_l2_zero_field", "relative_l2_prior_mean",
+    assert {"relative_l2_of_particles", "relative_l2_of_mean", "relative_l2_zero_field", "relative_l2_prior_mean",
             "relative_l2_prior_sample"} == set(summary["metrics"])
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     inside = [line["trust"] for line in lines if line["update"] > 0 and line["trust"] is not None]
@@ -128,7 +128,7 @@ def test_that_enkg_r_has_the_exact_reference_of_the_gaussian_of_the_fields(tmp_p
     assert run("navier-stokes", "--method", "enkg-r", "--prior", "gaussian", "--noise", 0.5, "--budget", 496, "--quiet",
                "--out", out) == 0
     metrics = json.loads((out / "summary.json").read_text())["metrics"]
-    assert metrics["relative_l2_mean"] < 0.75 * metrics["relative_l2_prior_mean"]
+    assert metrics["relative_l2_of_mean"] < 0.75 * metrics["relative_l2_prior_mean"]
     from problems.navier_stokes import navier_stokes
     for size in (32, 128):
         problem = navier_stokes(size)
@@ -246,7 +246,7 @@ def test_that_errors_come_first_and_skipped_updates_are_told():
     from enkg_ref.run import report
 
     ledger = {"wall": {"total": 1.0}, "fwd_total": 1, "fwd_seq": 1, "failed_fwd": 0, "den_total": 1, "den_seq": 1}
-    metrics = {"relative_l2_particles": 0.4567, "relative_l2_mean": 0.3, "relative_l2_prior_sample": 1.4}
+    metrics = {"relative_l2_of_particles": 0.4567, "relative_l2_of_mean": 0.3, "relative_l2_prior_sample": 1.4}
     summary = {"problem": "p", "method": "enkg", "ensembles": 1, "config": {}, "prior": "g", "seed": 0, "seconds": 1.0,
                "metrics": metrics, "metrics_per_ensemble": [metrics], "ledger": ledger, "collapsed_updates": 4,
                "trust": {"trust": [0.5]}, "spread": "spread.", "notes": "notes."}

@@ -59,8 +59,8 @@ def test_the_scores_follow_their_definitions():
     ensemble = problem.truth + np.random.default_rng(0).standard_normal((8, 32, 32))
     score = problem.score(ensemble)
     norm = np.sqrt((problem.truth**2).sum())
-    assert np.isclose(score["relative_l2_mean"], np.sqrt(((ensemble.mean(0) - problem.truth) ** 2).sum()) / norm)
-    assert score["relative_l2_mean"] < score["relative_l2_particles"] < score["relative_l2_prior_mean"]
+    assert np.isclose(score["relative_l2_of_mean"], np.sqrt(((ensemble.mean(0) - problem.truth) ** 2).sum()) / norm)
+    assert score["relative_l2_of_mean"] < score["relative_l2_of_particles"] < score["relative_l2_prior_mean"]
 
 
 def test_the_observation_given_by_the_caller_is_used_and_checked():
