@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_priors.gaussian import GaussianPrior
 from problems import image_metrics, photographs
 from problems.files import read_array
 from problems.imaging_operators import FourierMagnitude, Inpainting, MatrixPair, bicubic, blur
@@ -172,7 +173,7 @@ def _problem(name, operator, common, words, resolve=False):
         made = f"Simulated data, noise {common.noise:g}, seed {common.seed}."
     else:
         y, made = _measured(common.observation, operator.observed_shape), f"Data of the user, noise {common.noise:g}."
-    own = photographs.SIZE == common.size and common.channels == 3
+    own, gaussian = photographs.SIZE == common.size and common.channels == 3, photo_gaussian(common)
     notes = [f"{words}; {made}", f"Truth: {origin}." if truth is not None else "",
              "The prior knows patches of nine photographs only, a stand-in for that of FFHQ." if own else "",
              "LPIPS: not computed." if common.lpips is None else "",
@@ -194,9 +195,21 @@ def _problem(name, operator, common, words, resolve=False):
     return Problem(
         name=name, event_shape=operator.event_shape, forward=operator, observation=Observation(y, common.noise),
         scale=0.5, shift=0.5, units="brightness, 0 black to 1 white", truth=truth, forward_vjp=operator.vjp,
-        prior=PRIOR if own else None, defaults=DEFAULTS[name], ensembles=4 if resolve else 1,
+        prior=PRIOR if own else None, gaussian=gaussian,
+        known={} if gaussian is None else {"prior mean": 0.5 * (gaussian.mean + 1.0)},
+        defaults=DEFAULTS[name], ensembles=4 if resolve else 1,
         metric="psnr_of_mean_ambiguity_resolved" if resolve else "psnr_of_mean", larger_is_better=True,
         score=score, pool=_same_orientation if resolve else None, figure=figure, notes=" ".join(filter(None, notes)))
+
+
+def photo_gaussian(common):
+    """The Gaussian of photographs, prior units, for pictures of the shipped size; None for others."""
+    if common.size != photographs.SIZE:
+        return None
+    file = photographs.shipped()
+    luminance, colour = file["variances"].astype(np.float64)
+    variances = luminance / 3.0 if common.channels == 1 else np.stack([luminance, colour, colour])
+    return GaussianPrior.cosines(float(file["mean"]), variances)
 
 
 def _measured(observation, shape):

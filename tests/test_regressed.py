@@ -14,7 +14,9 @@ from enkg_ref.enkg_r.method import (
     Config,
     EnKGR,
     condition,
+    condition_by_factors,
     diagonal,
+    factored_noise,
     hold_above_4,
     isotropic,
     model_noise,
@@ -335,3 +337,16 @@ def test_wrong_shapes_and_a_denoiser_that_returns_nan_are_refused():
         method.tell(state, np.zeros((4, 2)))
     with pytest.raises(FloatingPointError, match="denoise: got a non-finite output at level 0"):
         dataclasses.replace(method, denoise=lambda x, s: x * np.nan).init(member_normals(0, 0, 4, (6,)))
+
+
+@pytest.mark.parametrize("shrink_to", [isotropic, diagonal])
+def test_that_the_factored_form_for_many_data_is_the_dense_one(shrink_to):
+    rng, J, n, m, r = np.random.default_rng(0), 5, 7, 40, 6
+    errors, xi, slope = rng.standard_normal((n, m)) / 3, rng.standard_normal((J, m + n)), rng.standard_normal((r, m))
+    d, zeta, variances = rng.standard_normal((J, m)), rng.standard_normal((J, r)), rng.uniform(0.1, 2.0, (r, 1))
+    R, e = model_noise(errors, xi, 0.6, shrink_to)
+    target, factor, other = factored_noise(errors, xi, 0.6, shrink_to)
+    np.testing.assert_allclose(factor.T @ factor + np.diag(target), R, atol=1e-12)
+    np.testing.assert_allclose(other, e, atol=1e-12)
+    np.testing.assert_allclose(condition_by_factors(d, zeta, e, slope, variances, target, factor),
+                               condition(d, zeta, e, slope, variances, R), atol=1e-12)

@@ -304,16 +304,24 @@ class EnKGR:
         zeta, zeta_a = self.reference.coloured(self._normals(state, 0, D.shape[1:], D), *conditional)
         variances = like(conditional[0][:, None], d)
         xi = self._normals(state, 1, (d.shape[1] + surrogate.errors.shape[0],), d)
+        wide = d.shape[1] > surrogate.slope.shape[0] + surrogate.errors.shape[0]
         for retries in range(RETRIES + 1):
-            R, e = model_noise(surrogate.errors, xi, c.model_noise * 10.0**retries, c.shrink_to)
-            x = D + zeta + self.reference.along_modes(condition(d, zeta_a, e, surrogate.slope, variances, R), D.shape)
+            c_r = c.model_noise * 10.0**retries
+            if wide:  # an m x m matrix would be larger than what it is made of
+                target, factor, e = factored_noise(surrogate.errors, xi, c_r, c.shrink_to)
+                move = condition_by_factors(d, zeta_a, e, surrogate.slope, variances, target, factor)
+                R_diag = target + xp.sum(factor * factor, axis=0)
+            else:
+                R, e = model_noise(surrogate.errors, xi, c_r, c.shrink_to)
+                move, R_diag = condition(d, zeta_a, e, surrogate.slope, variances, R), xp.linalg.diagonal(R)
+            x = D + zeta + self.reference.along_modes(move, D.shape)
             lost = not self._within_prior(x)
             if not lost:
                 break
         if lost:
             x = D + zeta  # the prior's own conditional sample: the level is lost, the run is not
         # as estimated: a retry must not hide what made it necessary
-        return x, xp.linalg.diagonal(R) / 10.0**retries, retries, lost
+        return x, R_diag / 10.0**retries, retries, lost
 
     def _judge(self, sigma, surrogate, R_diag, kept):
         """kappa (E9) of the rows kept (., m), the noise ratio tr R/m, and the gain of the data."""
@@ -375,6 +383,30 @@ def condition(d, zeta, e, slope, variances, R):
     M = xp.matmul(slope.T, CHt) + R + like(np.eye(R.shape[0]), d)
     wanted = e - d - xp.matmul(zeta, slope)
     return xp.matmul(xp.linalg.solve(M, wanted.T).T, CHt.T)
+
+
+def factored_noise(errors, xi, c_r, shrink_to):
+    """`model_noise` for more data than evaluations: R = F'F + diag(target), without the m x m matrix.
+
+    -> target (m,), F (n, m), e (J, m)
+    """
+    xp = array_namespace(errors, xi)
+    m, target, factor = errors.shape[1], 0.3 * c_r * shrink_to(errors), math.sqrt(0.7 * c_r) * errors
+    e = xi[:, :m] * xp.sqrt(1.0 + target)[None, :] + xp.matmul(xi[:, m:], factor)
+    return target, factor, e - xp.mean(e, axis=0, keepdims=True)
+
+
+def condition_by_factors(d, zeta, e, slope, variances, target, factor):
+    """`condition` with R = F'F + diag(target), by a system of r + n unknowns: with B = 1 + target, A = (C^1/2 H'; F),
+
+        C H' M^-1 = C^1/2 [(1 + A B^-1 A')^-1 A B^-1]_{first r rows},   M = B + A'A
+    """
+    xp = array_namespace(d, zeta)
+    root = xp.sqrt(variances)
+    A, B = xp.concat([root * slope, factor]), 1.0 + target[None, :]
+    wanted = e - d - xp.matmul(zeta, slope)
+    inner = xp.matmul(A / B, A.T) + like(np.eye(A.shape[0]), d)
+    return (root * xp.linalg.solve(inner, xp.matmul(A / B, wanted.T))[:zeta.shape[1], :]).T
 
 
 def _plausible(d, history):

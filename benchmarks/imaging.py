@@ -1,0 +1,182 @@
+"""The four image problems, measured: operators, settings, and every method against every other at equal cost.
+
+    python benchmarks/imaging.py operators             each forward model against the bare products or FFTs it needs
+    python benchmarks/imaging.py run --out DIR         all methods x problems x items x seeds; goes on where it stopped
+    python benchmarks/imaging.py tables --out DIR      benchmarks/results/imaging.json and imaging.md from what is there
+    python benchmarks/imaging.py figures --out DIR     one picture per problem: truth, data and the answers of the methods
+
+The truths are the twelve shipped patches, a stand-in for FFHQ; every setting was chosen on training photographs. Linear
+problems are run a second time with the Gaussian of photographs as the prior, where the exact posterior is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import problems
+from enkg_ref.compare import arena
+from enkg_ref.enkg_r.reference import Reference
+from enkg_ref.likelihood import Gaussian
+from onnx_priors.manifest import resolve
+from onnx_priors.session import load_prior
+from problems import image_metrics, imaging, photographs
+from problems.imaging_operators import FourierMagnitude, Inpainting, MatrixPair, bicubic, blur
+from problems.imaging_posterior import Posterior
+
+NAMES = ("inpainting", "super-resolution", "deblurring", "phase-retrieval")
+METHODS = ("enkg", "enkg-r", "eki", "scg", "dpg", "forward-gsg", "central-gsg", "dps", "diffpir", "mmps", "pnpdm", "blade")
+PRIORS = ("photo-patches-64", "gaussian")
+ITEMS, SEEDS = 10, 3
+BUDGETS = {"photo-patches-64": 128, "gaussian": 320}
+C_VJP = 1.0  # of these operators an adjoint costs as much as a forward call
+SETTINGS = {"dps": {"strength": 16.0}, "pnpdm": {"outer": 10}, "blade": {"prior_steps": 10}}
+TUNED = ("dps: strength 16, the best of 1, 4, 16 and 64 on two training patches; pnpdm: 10 outer steps, blade: 10 prior "
+         "steps, for cost; everything else as shipped",)
+RESULTS = Path(__file__).parent / "results"
+
+
+def operators(options):
+    """Time of each forward model over that of its bare products or transform, both timed in turn, the fastest counts."""
+    rng = np.random.default_rng(0)
+    W, M = bicubic(64, 4), blur(64, 3.0)
+    found = {}
+    for dtype in ("float32", "float64"):
+        x = rng.standard_normal((64, 3, 64, 64)).astype(dtype)
+        mask = Inpainting((3, 64, 64), (10, 10, 30, 30))
+        pairs = {"inpainting": (mask, functools.partial(np.multiply, mask.mask.astype(dtype))),
+                 "super-resolution": (MatrixPair(W, W, 3), functools.partial(both_sides, W.astype(dtype))),
+                 "deblurring": (MatrixPair(M, M, 3), functools.partial(both_sides, M.astype(dtype))),
+                 "phase-retrieval": (FourierMagnitude((3, 64, 64)),
+                                     functools.partial(np.fft.rfft2, s=(96, 96), norm="ortho"))}
+        for name, (forward, bare) in pairs.items():
+            times = [], []
+            for _ in range(options.repeats):
+                for seconds, call in zip(times, (forward, bare)):
+                    start = time.perf_counter()
+                    call(x)
+                    seconds.append(time.perf_counter() - start)
+            own, least = (min(seconds[2:]) for seconds in times)
+            found[f"{name}, {dtype}"] = {"forward_ms": 1e3 * own, "bare_ms": 1e3 * least, "ratio": own / least}
+            print(f"{name:18s} {dtype}  {1e3 * own:8.2f} ms for 64 pictures, bare {1e3 * least:8.2f} ms, ratio {own / least:.2f}")
+    write("imaging_operators.json", found)
+
+
+def both_sides(A, x):
+    return A @ (x @ A.T)
+
+
+def write(name, content):
+    (RESULTS / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def both_conventions(problem):
+    """The same problem whose score has the official clipping beside ours: every figure twice, labelled."""
+    official = "psnr", "ssim"
+
+    def score(ensemble):
+        own, x, truth = problem.score(ensemble), 2.0 * ensemble - 1.0, 2.0 * problem.truth - 1.0
+        other = image_metrics.scores(x, truth, official=True)
+        return own | {f"{name}_official_range": value for name, value in other.items() if name.startswith(official)}
+
+    return dataclasses.replace(problem, score=score)
+
+
+def graded(problem, posterior):
+    """The same problem whose score has the distance to the exact posterior: of the mean, and of the spread.
+
+    error_to_posterior_mean : ||mean - m|| / ||m - mu||;  spread_over_posterior_spread : root of the ratio of variances
+    """
+    m, std = posterior.mean(problem.observation.y), posterior.std
+
+    def score(ensemble):
+        x = 2.0 * ensemble - 1.0
+        mean = x.mean(axis=0)
+        far = np.linalg.norm(mean - m) / np.linalg.norm(m - posterior.prior_mean)
+        spread = np.sqrt(x.var(axis=0, ddof=1).sum() / np.sum(std**2)) if len(x) > 1 else float("nan")
+        return problem.score(ensemble) | {"error_to_posterior_mean": float(far),
+                                          "spread_over_posterior_spread": float(spread)}
+
+    known = {"posterior mean": 0.5 * (m + 1.0)}
+    return dataclasses.replace(problem, score=score), known
+
+
+def gaussian_variances():
+    luminance, colour = photographs.shipped()["variances"].astype(float)
+    return np.stack([luminance, colour, colour])
+
+
+def items_of(name, prior, count):
+    """The `arena.Item` of the first ``count`` shipped truths."""
+    made = [problems.build(name, item=k) for k in range(count)]
+    gaussian = made[0].gaussian
+    if prior == "gaussian":
+        file = photographs.shipped()
+        posterior = Posterior(made[0].forward, imaging.NOISE, file["mean"], file["variances"])
+        denoise, vjp, std = gaussian.denoise, gaussian.denoise_vjp, gaussian.std
+        reference = Reference.cosines(gaussian.mean, gaussian_variances())
+    else:
+        denoise, vjp = load_prior(prior, threads=1), load_prior(prior, vjp=True, threads=1)
+        reference, std = Reference.load(resolve(prior, "reference")), denoise.metadata["sigma_data"]
+    items = []
+    for problem in made:
+        known = dict(problem.known)
+        if prior == "gaussian":
+            problem, more = graded(problem, posterior)
+            known |= more
+        items.append(arena.Item(
+            both_conventions(problem), Gaussian(problem.observation.y, problem.observation.noise), denoise,
+            denoise_vjp=vjp, reference=reference, sigma_range=(0.002, 80.0), std=std, dtype="float32", known=known))
+    return items
+
+
+def comparisons():
+    """(problem, prior) of every table: all with the network, the linear ones with the Gaussian too."""
+    return [(name, prior) for prior in PRIORS for name in NAMES if prior != "gaussian" or name != "phase-retrieval"]
+
+
+def run(options):
+    """Run what is missing, seed by seed, so that whatever is there is balanced; stops after --seconds."""
+    end = time.monotonic() + options.seconds
+
+    def progress(record, done, total):
+        if done % 20 == 0:
+            print(f"  {done} of {total}", flush=True)
+        if time.monotonic() > end:
+            sys.exit("imaging: time is up, the same command goes on")
+
+    for seeds in range(1, SEEDS + 1):
+        for name, prior in comparisons():
+            if options.only in (None, name, prior, f"{name}/{prior}"):
+                print(f"{name}, prior {prior}, {seeds} seeds", flush=True)
+                items = items_of(name, prior, ITEMS)
+                arena.compare(items, METHODS, [BUDGETS[prior]], seeds, Path(options.out) / f"{name}-{prior}", SETTINGS,
+                              C_VJP, {"prior": prior}, progress, items[0].problem.metric, TUNED)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for call in (operators, run):
+        command = commands.add_parser(call.__name__)
+        command.set_defaults(call=call)
+        if call is operators:
+            command.add_argument("--repeats", type=int, default=40)
+        else:
+            command.add_argument("--out", required=True)
+        if call is run:
+            command.add_argument("--seconds", type=float, default=1e9)
+            command.add_argument("--only", help="problem, prior, or problem/prior")
+    options = parser.parse_args(arguments)
+    options.call(options)
+
+
+if __name__ == "__main__":
+    main()
