@@ -172,7 +172,7 @@ def compiled_program():
 # -------------------------------------------------------------------------------------------------------------- cases
 def _families():
     """(name, forward, (prior, draws, reference), noise levels as shares of the data's standard deviation)"""
-    from problems.lorenz96 import gaussian_prior, integrate
+    from problems.lorenz96 import attractor, integrate
 
     def gaussian(mean, covariance):
         prior, reference = _gaussian(mean, covariance)
@@ -180,10 +180,10 @@ def _families():
         draws = mean + np.random.default_rng(4).standard_normal((4000, len(mean))) @ root.T
         return prior, draws, reference
 
-    mean, covariance = gaussian_prior()
+    states = attractor()
     yield "heat", heat, gaussian(*smooth_gaussian(64, 0.12)), (0.05, 0.3)
     yield "darcy", darcy, gaussian(*smooth_gaussian(64, 0.15)), (0.01, 0.1)
-    yield "lorenz96", lambda x: integrate(x, 20)[:, ::2], gaussian(mean, covariance), (0.1, 1.0)
+    yield "lorenz96", lambda x: integrate(x, 20)[:, ::2], gaussian(states.mean(axis=0), np.cov(states.T)), (0.1, 1.0)
     yield "deblurring", blur, gaussian(*smooth_gaussian(96, 0.03)), (0.02, 0.3)
     yield "saturation", saturation, gaussian(*smooth_gaussian(32, 0.1)), (0.05, 0.3)
     program = compiled_program()

@@ -109,6 +109,23 @@ MISSING = {  # what a method may ask for, in words
 }
 
 
+def choose(problem, with_reference, settings):
+    """(name, why): the method for a problem where the user names none.
+
+    with_reference : a Gaussian reference of the prior is at hand;  settings : those that the user gave, {name: value}
+    """
+    asked = sorted(set(settings) & set(METHODS["enkg"].options))
+    if asked:
+        return "enkg", f"--{asked[0].replace('_', '-')} belongs to it"
+    if problem.defaults:
+        return "enkg", "this problem has settings that were tuned for it"
+    if with_reference:
+        return "enkg-r", ("on problems that nobody tuned on it was the best or close to the best at equal calls "
+                          "(benchmarks/RESULTS.md)")
+    return "enkg", ("EnKG-R, which did better on problems that nobody tuned on, needs a reference of the prior: "
+                    "--reference images.npy, images like those that it was trained on")
+
+
 def check(names, item, budgets, c_vjp, settings):
     """Raises ValueError for the first method that is unknown, named twice, lacks something or cannot pay a pass.
 

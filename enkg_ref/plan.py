@@ -12,7 +12,7 @@ from .protocol import Method, Plan, at_least, one_of
 
 STEP_RULES = {"frobenius": ensemble.frobenius, "trace": ensemble.trace, "constant": ensemble.constant,
               "tempered": ensemble.frobenius}
-COLLAPSE_BUDGET = 2.0  # of a whole run on a problem without settings of its own; benchmarks/suite.py, "choose"
+OWN_BUDGET = 1504  # forward calls on a problem without settings of its own, as for EnKG-R
 COLLAPSED = 64.0  # multiple of the rounding error, see ``extensions.guarded``
 STOPS = {"none": None, "mean": extensions.mean_discrepancy, "particle": extensions.particle_discrepancy}
 
@@ -22,25 +22,25 @@ def plan(item, budget, c_vjp, seed, settings):
 
     Without a budget the problem's defaults hold (a preset: its own settings) and the settings given override them.
     With one, J and N follow from it: 40 levels (or those given), fewer levels rather than J below 64, 32, 16.
-    Where neither the problem nor the user names a guidance, `cautious_guidance` and the particle stop take its place.
+    A problem without defaults has a budget of `OWN_BUDGET` calls unless J or N is given, and where nobody names a
+    guidance, `cautious_guidance` and the particle stop take its place.
     "paper": the published settings exactly, those of the preset that the problem names where it names one; no row is
     judged implausible and no ensemble collapsed.
     """
     settings, why = dict(settings), ""
-    paper = settings.pop("paper", False)
-    step_rule, stop = settings.pop("step_rule", "frobenius"), settings.pop("stop", None)
-    failed = settings.pop("failed", "shift")
+    paper, step_rule = settings.pop("paper", False), settings.pop("step_rule", "frobenius")
+    stop, failed = settings.pop("stop", None), settings.pop("failed", "shift")
     one_of("step_rule", step_rule, STEP_RULES)
     one_of("stop", stop or "none", STOPS)
-    named = paper or {"guidance", "preset"} & {*settings, *item.problem.defaults}
+    named = paper or item.problem.defaults or "preset" in settings
+    if not named and budget is None and not {"particles", "steps"} & set(settings):
+        budget = OWN_BUDGET
+    cautious = not named and "guidance" not in settings and step_rule == "frobenius"
     preset, multiple = _preset(item, budget, settings, paper)
     preset = preset.but(step_rule=STEP_RULES[step_rule])
-    if not named and step_rule == "frobenius":
-        gamma = cautious_guidance(item, preset)
-        preset, stop = preset.but(guidance=gamma), stop or "particle"
-        why = (f"guidance {gamma:.2g}, so that the spread of the predictions shrinks by a factor of about exp"
-               f"({COLLAPSE_BUDGET:g}) over the whole run, and updates stop where the particles fit the data on average"
-               if stop == "particle" else f"guidance {gamma:.2g} by the collapse budget {COLLAPSE_BUDGET:g}")
+    if cautious:
+        stop = stop or "particle"
+        preset, why = cautious_guidance(item, preset, stop)
     stop = stop or "none"
     if preset.window[1] < preset.window[0]:
         raise ValueError(f"window: got fractions that guide none of {preset.steps} levels, expected smaller ones")
@@ -50,15 +50,25 @@ def plan(item, budget, c_vjp, seed, settings):
     return Plan(method, preset.particles, described, preset.counts()["forward"], State, around, why)
 
 
-def cautious_guidance(item, preset):
-    """gamma at which the collapse budget of the whole run (THEORY.md 1.5) is `COLLAPSE_BUDGET`; at most 2.
+def cautious_guidance(item, preset, stop):
+    """(preset with the guidance at which the collapse budget of the whole run is `collapse_budget(N)`, why in words)
 
-    Every update takes about gamma/sqrt(r) off the logarithm of the spread of the predictions, r their rank, at most
-    m, J - 1 and d. The published guidance 2 spends a budget of 40 where twelve data are updated 74 times: the particles
-    have no spread left to follow the denoiser long before the end.
+    Every update takes about gamma/sqrt(r) off the logarithm of the spread of the predictions (THEORY.md 1.5), r their
+    rank, at most m, J - 1 and d. The published guidance 2 spends a budget of 40 where twelve data are updated 74 times:
+    the particles have no spread left to follow the denoiser long before the end. Never above 2.
     """
     rank = min(item.likelihood.size, preset.particles - 1, math.prod(item.problem.event_shape))
-    return min(2.0, COLLAPSE_BUDGET * math.sqrt(rank) / max(preset.counts()["forward"], 1))
+    budget = collapse_budget(preset.steps)
+    gamma = min(2.0, budget * math.sqrt(rank) / max(preset.counts()["forward"], 1))
+    ends = "; the updates of a level end once the data are fitted" if stop != "none" else ""
+    return preset.but(guidance=gamma), (
+        f"{preset.particles} particles at {preset.steps} levels; guidance {gamma:.2g}, with which the updates shrink the "
+        f"spread of the predictions about exp({budget:g}) times in all{ends}")
+
+
+def collapse_budget(steps):
+    """4 from 20 levels on, else 2: what was best, or within 5 % of it, on the choosing half of benchmarks/suite.py."""
+    return 4.0 if steps >= 20 else 2.0
 
 
 def _preset(item, budget, settings, paper):

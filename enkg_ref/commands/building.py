@@ -46,7 +46,8 @@ def problem_of(request, log=None):
         raise ValueError(f"problem: got nothing, expected one of {', '.join(problems.PROBLEMS)}, or --forward")
     if not isinstance(request.problem, str):
         if given:
-            raise ValueError(f"{min(given)}: got {given[min(given)]} with a Problem object, expected it inside the object")
+            raise ValueError(f"{min(given)}: got {given[min(given)]} with a Problem object, expected it "
+                             "inside the object")
         return request.problem
     one_of("problem", request.problem, problems.PROBLEMS)
     known = {option.name for option in problems.entry(request.problem).options}
@@ -227,11 +228,11 @@ def gaussian_of(problem):
     return None
 
 
-# ------------------------------------------------------------------------------------------------ what belongs to a prior
+# ---------------------------------------------------------------------------------------------- what belongs to a prior
 def reference_of(request, problem, prior):
     """(Gaussian reference of the prior, which enkg-r needs; denoiser calls that it cost)
 
-    The user's (a `Reference`, its FILE.npz, or images FILE.npy), that of a Gaussian, or the one beside the prior's file.
+    The user's (a `Reference`, its FILE.npz, or images FILE.npy), that of a Gaussian, or the one beside the prior.
     """
     given = request.reference
     if isinstance(given, Reference):
@@ -257,6 +258,12 @@ def reference_of(request, problem, prior):
         raise ValueError(f"reference: got nothing for prior {prior.source or prior.name}, expected --reference "
                          f"images.npy (images like those it was trained on){beside}")
     return Reference.load(prior.reference_file, prior.sha256), 0
+
+
+def has_reference(request, prior):
+    """Whether `reference_of` will find one, as far as can be seen without making it."""
+    return (request.reference is not None or prior.gaussian is not None
+            or prior.reference_file is not None and prior.reference_file.exists())
 
 
 def reference_images(source, shape, scale, shift):

@@ -69,7 +69,8 @@ SHARED = (
 )
 
 SOLVE = (
-    ("method", {"default": "enkg", "help": f"one of {', '.join(METHODS)}; default enkg"}),
+    ("method", {"help": f"one of {', '.join(METHODS)}; default: enkg for the problems of the list, enkg-r for your "
+                "own where the prior has a reference, else enkg"}),
     ("budget", {"read": integer, "metavar": "CALLS", "help": "forward calls of one ensemble, from which all settings "
                 f"follow. A gradient costs {VJP_COST:g} calls beside its value"}),
     *((name, SETTINGS.get(name, {})) for name in METHOD_OPTIONS),

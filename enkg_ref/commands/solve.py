@@ -27,7 +27,7 @@ import numpy as np
 
 from .. import __version__
 from .._xp import member_normals
-from ..methods import METHODS, check
+from ..methods import METHODS, check, choose
 from ..protocol import one_of
 from ..run import checkpoint, folder, ledger, members, runner
 from . import building, results
@@ -47,7 +47,7 @@ class SolveRequest:
         command with {input} and {output} in it
     observation, noise, truth : arrays or .npy files; for a named problem as its options say. noise: one standard
         deviation, one per datum, or a covariance
-    method : name of ``methods.METHODS``;  settings : {name: value} of its options
+    method : name of ``methods.METHODS``; None: `methods.choose`;  settings : {name: value} of its options
     budget : forward calls of one ensemble, or None
     prior : shipped name, .onnx file, "gaussian", or (x, sigma) -> D(x, sigma); None: the problem's
     reference : of enkg-r: a Reference, its .npz file, or images (array or .npy file)
@@ -67,7 +67,7 @@ class SolveRequest:
     observation: Any = None
     noise: Any = None
     truth: Any = None
-    method: str = "enkg"
+    method: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     budget: int | None = None
     prior: Any = None
@@ -88,7 +88,8 @@ class SolveRequest:
     command: tuple[str, ...] = ()
 
     def __post_init__(self):
-        one_of("method", self.method, METHODS)
+        if self.method is not None:
+            one_of("method", self.method, METHODS)
         for name, least in (("ensembles", 1), ("workers", 1), ("chunk", 1), ("budget", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
@@ -175,15 +176,20 @@ class Setup:
         refuse_impossible(request.settings, request.budget)
         path = None if request.out is None else Path(request.out) / FAILURE_FILE
         log = members.FailureLog(path, request.quiet)
-        self.method, self._pool = METHODS[request.method], None
+        self._pool, self.chosen = None, ""
         request = self._with_executor(request)
         self.problem = building.problem_of(request, log)
         count = self.problem.ensembles if request.ensembles is None else request.ensembles
         workers = request.workers or (1 if request.device == "cuda" else min(count, os.cpu_count() or 1))
         request = dataclasses.replace(request, ensembles=count, workers=workers)
         self.processes = 1 if request.executor is not None else min(workers, count)
-        self.settings = self._settings(request)
         self.prior = building.prior_of(request, self.problem, building.threads_per_worker(self.processes))
+        if request.method is None:
+            own = {**request.settings, **({"paper": True} if request.paper else {})}
+            name, why = choose(self.problem, building.has_reference(request, self.prior), own)
+            self.chosen, request = f"{name}: {why}", dataclasses.replace(request, method=name)
+        self.method = METHODS[request.method]
+        self.settings = self._settings(request)
         item, self.reference_calls = building.item_of(request, self.problem, self.prior, [request.method])
         self.item = building.chunked_item(item, None if request.executor is not None else request.chunk)
         self.reference_sha256 = building.reference_sha256(request, self.prior)
@@ -292,7 +298,8 @@ def _finished(setup, outcomes, started):
     summary = {
         "problem": problem.name, "method": request.method, "prior": setup.prior.name, "seed": request.seed,
         "ensembles": len(outcomes), "config": {"particles": plan.rows, **plan.settings}, **found.summary(counts),
-        "chosen": plan.why, "stop_reason": "all levels done" + (f"; {stopped} updates ended as the data were fitted" if stopped else ""),
+        "chosen": "; ".join(words for words in (setup.chosen, plan.why) if words),
+        "stop_reason": "all levels done" + (f"; {stopped} updates ended as the data were fitted" if stopped else ""),
         "ledger": counts, "notes": problem.notes, "spread": setup.method.spread, "versions": _versions(),
         "command": " ".join(["enkg", *request.command]) if request.command else None,
         "seconds": time.perf_counter() - started,

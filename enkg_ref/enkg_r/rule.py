@@ -77,7 +77,9 @@ def plan(item, budget, c_vjp, seed, settings):
     config = settings_by_rule(item.reference, item.likelihood, budget, item.sigma_range, seed)
     config = dataclasses.replace(config, **settings)
     method = EnKGR(item.denoise, item.likelihood, item.reference, config)
-    return Plan(method, config.particles, config.describe(), config.levels, State)
+    why = (f"{config.particles} particles at {config.levels} levels spend the {budget} forward calls; noise from "
+           f"{config.sigma_start:.3g} down to {config.sigma_end:.3g} in prior units")
+    return Plan(method, config.particles, config.describe(), config.levels, State, why=why)
 
 
 METHOD = Method(
