@@ -62,8 +62,8 @@ def cautious_guidance(item, preset, stop):
     gamma = min(2.0, budget * math.sqrt(rank) / max(preset.counts()["forward"], 1))
     ends = "; the updates of a level end once the data are fitted" if stop != "none" else ""
     return preset.but(guidance=gamma), (
-        f"{preset.particles} particles at {preset.steps} levels; guidance {gamma:.2g}, with which the updates shrink the "
-        f"spread of the predictions about exp({budget:g}) times in all{ends}")
+        f"{preset.particles} particles at {preset.steps} levels; guidance {gamma:.2g}, with which the updates shrink "
+        f"the spread of the predictions about exp({budget:g}) times in all{ends}")
 
 
 def collapse_budget(steps):

@@ -56,8 +56,8 @@ SETTINGS = {  # of a method, by the names in its ``options``
                "default shift"},
     "preset": {"help": "a released configuration of the sampler (data and misfit stay the problem's): "
                f"{', '.join(PRESETS)}"},
-    "paper": {"switch": True, "help": "the published settings exactly: the preset of the problem where it has one, else "
-              "guidance 2, without stop, guard or plausibility rule"},
+    "paper": {"switch": True, "help": "the published settings exactly: the preset of the problem where it has one, "
+              "else guidance 2, without stop, guard or plausibility rule"},
 }
 METHOD_OPTIONS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.options))
 
@@ -74,8 +74,8 @@ SOLVE = (
     ("budget", {"read": integer, "metavar": "CALLS", "help": "forward calls of one ensemble, from which all settings "
                 f"follow. A gradient costs {VJP_COST:g} calls beside its value"}),
     *((name, SETTINGS.get(name, {})) for name in METHOD_OPTIONS),
-    ("forward", {"metavar": "NAME", "help": "your simulator: package.module:function, (J, *event) -> (J, m) in physical "
-                 "units, or a command with {input} and {output} (.npy, one member each)"}),
+    ("forward", {"metavar": "NAME", "help": "your simulator: package.module:function, (J, *event) -> (J, m) in "
+                 "physical units, or a command with {input} and {output} (.npy, one member each)"}),
     ("timeout", {"read": positive, "metavar": "SECONDS", "help": "of one run of a command; then it is killed, a failed "
                  "member"}),
     ("reference", {"metavar": "FILE", "help": "enkg-r with a prior of your own: images like those it was trained on, "
@@ -88,8 +88,8 @@ SOLVE = (
     ("dtype", {"choices": ("float64", "float32"), "default": "float64", "help": "of the particles, default float64; "
                "priors run in float32"}),
     ("chunk", {"read": integer, "help": "rows per call of prior and forward model"}),
-    ("resume", {"switch": True, "help": "go on with the unfinished run in --out, or start; the folder knows the command "
-                "of its run"}),
+    ("resume", {"switch": True, "help": "go on with the unfinished run in --out, or start; the folder knows the "
+                "command of its run"}),
     ("no_figure", {"switch": True, "help": "draw no figure.png"}),
     ("strict", {"switch": True, "help": "exit code 1 unless the verdict is that data and spread are good"}),
     *SHARED,
@@ -103,8 +103,8 @@ COMPARE = (
                "calls; default: measured once, at least 1, and kept in --out"}),
     ("seeds", {"read": integer, "default": 3, "help": "runs per method, budget and item; default 3"}),
     ("items", {"read": integer, "default": 10, "help": "simulated truths, numbers 0, 1, ...; default 10"}),
-    ("tune", {"read": integer, "nargs": "?", "const": 0, "metavar": "N", "help": "first choose the settings, of four, on "
-              "two other items at budget N (the largest)"}),
+    ("tune", {"read": integer, "nargs": "?", "const": 0, "metavar": "N", "help": "first choose the settings, of four, "
+              "on two other items at budget N (the largest)"}),
     *SHARED,
 )
 
@@ -115,7 +115,7 @@ VERIFY = (
 
 
 def of_problems(without=()):
-    """[(group, name, spec)]: the options of the problems, grouped by who has them; `problems.build` reads their texts."""
+    """[(group, name, spec)]: the options of the problems by who has them; `problems.build` reads their texts."""
     out = []
     for name, having in problems.options().items():
         option = having[0][1]
