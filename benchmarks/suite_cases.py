@@ -1,7 +1,8 @@
 """Small inverse problems on which no method of this project was tuned: what a stranger's own problem may look like.
 
 Ten families, each with two noise levels and several truths: `cases("choose")` for choosing defaults, `cases("judge")`
-for judging them, which nothing else may use. A truth is a draw of the prior; data are G(truth) + noise.
+for judging them, which nothing else may use, and `cases("rod")`, six truths of the first problem that a stranger
+tried. A truth is a draw of the prior; data are G(truth) + noise.
 
     heat            temperature at t = 0 on a rod from 12 sensors at a later time          d = 64,  m = 12
     darcy           log-permeability of a 1-D aquifer from 15 pressures                    d = 64,  m = 15
@@ -22,7 +23,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ class Case:
     problem: Problem
     prior: Any
     prior_mean: np.ndarray
-    prior_variance: np.ndarray
-    reference: Callable
+    reference: Any
 
 
 # ----------------------------------------------------------------------------------------------------------- priors
@@ -202,27 +201,30 @@ def _learned():
 
     path = resolve("navier-stokes-32")
     prior = OnnxDenoiser("navier-stokes-32")
-    draws = fields(32, 24, "validation").astype(float) / preset(32).scale
+    draws = fields(32, 48, "validation").astype(float) / preset(32).scale
     reference = Reference.load(path.with_name(f"{path.stem}.reference.npz"))
     return "learned", coarse, (prior, draws, lambda prior: reference), (0.1, 0.5)
 
 
+PARTS = {"choose": (0, 1), "judge": (2, 3), "rod": (4, 5, 6, 7, 8, 9)}  # numbers of the truths
+
+
 def cases(part, learned=True):
-    """The `Case` list of one half: "choose" has truths 0 and 1 of every family and noise level, "judge" 2 and 3."""
-    numbers = {"choose": (0, 1), "judge": (2, 3)}[part]
+    """The `Case` list of a part: every family at every noise level, "rod" only the first at the first."""
+    if part == "rod":
+        family = next(_families())
+        return [_case(family, family[3][0], number) for number in PARTS[part]]
     families = [*_families(), *([_learned()] if learned else [])]
-    return [_case(family, share, number) for family in families for share in family[3] for number in numbers]
+    return [_case(family, share, number) for family in families for share in family[3] for number in PARTS[part]]
 
 
 def _case(family, share, number):
     name, forward, (prior, draws, reference), _ = family
-    denoise = getattr(prior, "denoise", prior)
     rng = np.random.default_rng([15, number, int(1000 * share), len(name)])
-    clean = forward(draws[8:])
+    clean = forward(draws[16:])
     truth = draws[number].astype(float)
     noise = share * float(clean.std(axis=0).mean())
     y = forward(truth[None])[0] + noise * rng.standard_normal(clean.shape[1])
     problem = Problem(name=name, event_shape=truth.shape, forward=forward, observation=Observation(y, noise),
                       truth=truth)
-    return Case(f"{name}-{share:g}-{number}", share, problem, denoise, draws.mean(axis=0), draws.var(axis=0),
-                lambda: reference(prior))
+    return Case(f"{name}-{share:g}-{number}", share, problem, prior, draws.mean(axis=0), reference(prior))
