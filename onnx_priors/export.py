@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnx_priors.borrow import borrow_weights
 from onnx_priors.metadata import encode_metadata, model_shape
 
 OPSET = 20
@@ -77,6 +78,25 @@ def export_vjp(module, path, event_shape, metadata):
     graph.recompile()
     return _write_checked(graph, example, ["denoised", "vjp"], path, event_shape, properties,
                           lambda x, sigma, v: _autograd_vjp(module, x, sigma, v))
+
+
+def export_prior(module, path, event_shape, metadata):
+    """Write denoiser and VJP, the VJP to the _vjp.onnx beside ``path``, its weights read from there.
+
+    Returns (path, path of the VJP or None, note): for a network with an operator that the VJP export does not cover the
+    note says why there is none. Errors of the denoiser's export as :func:`export_denoiser`.
+    """
+    path = Path(path)
+    vjp = path.with_name(f"{path.stem}_vjp.onnx")
+    export_denoiser(module, path, event_shape, metadata)
+    try:
+        export_vjp(module, vjp, event_shape, metadata)
+    except Exception as error:  # torch's exporters raise many kinds
+        vjp.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())[:200]
+        return path, None, f"no Jacobian ({type(error).__name__}: {reason}): methods that need one are not available"
+    borrow_weights(vjp, path)
+    return path, vjp, ""
 
 
 def attach_metadata(path_in, path_out, **metadata):
