@@ -87,9 +87,7 @@ def test_modules_of_the_method_import_downwards_only():
                 assert other <= own, f"{module_name(path)} imports {name}"
 
 
-@pytest.mark.parametrize("package", [
-    "enkg_ref", "onnx_priors",
-    pytest.param("problems", marks=pytest.mark.xfail(reason="navier_stokes and vorticity, vlbi and uvfits do"))])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_two_files_of_a_package_import_each_other_not_even_by_way_of_others(package):
     known = {module_name(path) for path in sources(package)} - {package}
     graph = {}

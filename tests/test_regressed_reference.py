@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from enkg_ref.enkg_r import reference as stored
 from enkg_ref.enkg_r.reference import Reference, from_images, from_prior
 
 
@@ -85,6 +86,20 @@ def test_a_saved_reference_comes_back_with_orthonormal_modes_to_half_precision(t
     # float16 rounds entries by 2^-11 relative; the orthonormal columns move by no more than that in norm, times few
     assert np.max(np.sqrt(np.sum((loaded.modes - reference.modes) ** 2, axis=0))) < 5e-3
     np.testing.assert_allclose(loaded.conditional(0.3)[0], reference.conditional(0.3)[0], rtol=1e-6)
+
+
+def test_a_large_reference_in_bytes_keeps_its_variances_and_turns_each_mode_by_one_percent_into_all_directions(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "FLOAT16_NUMBERS", 0)
+    reference = _gaussian(256).leading(40)
+    reference.save(tmp_path / "a.npz")
+    loaded = Reference.load(tmp_path / "a.npz")
+    overlap = loaded.modes.T @ reference.modes
+    assert np.all(np.diag(overlap) > np.cos(0.02))
+    # a rounding error of 0.02 in norm, spread over 256 directions, gives each of them 0.02/16; five times that
+    assert np.max(np.abs(overlap - np.diag(np.diag(overlap)))) < 5 * 0.02 / 16
+    np.testing.assert_allclose(loaded.variances, reference.variances, rtol=1e-6)
+    np.testing.assert_allclose(loaded.modes.T @ loaded.modes, np.eye(40), atol=1e-12)
 
 
 def test_a_missing_file_or_the_reference_of_another_prior_is_refused(tmp_path):
