@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 
 import problems
-from enkg_ref.compare import arena
+from enkg_ref.compare import Comparison, compare
 from enkg_ref.enkg_r.reference import Reference
 from enkg_ref.likelihood import Gaussian
+from enkg_ref.methods import Item
 from onnx_priors.manifest import resolve
 from onnx_priors.session import load_prior
 from problems import image_metrics, imaging, photographs
@@ -114,7 +115,7 @@ def gaussian_variances():
 
 
 def items_of(name, prior, count):
-    """The `arena.Item` of the first ``count`` shipped truths."""
+    """The `Item` of the first ``count`` shipped truths."""
     made = [problems.build(name, item=k) for k in range(count)]
     gaussian = made[0].gaussian
     if prior == "gaussian":
@@ -131,7 +132,7 @@ def items_of(name, prior, count):
         if prior == "gaussian":
             problem, more = graded(problem, posterior)
             known |= more
-        items.append(arena.Item(
+        items.append(Item(
             both_conventions(problem), Gaussian(problem.observation.y, problem.observation.noise), denoise,
             denoise_vjp=vjp, reference=reference, sigma_range=(0.002, 80.0), std=std, dtype="float32", known=known))
     return items
@@ -157,8 +158,8 @@ def run(options):
             if options.only in (None, name, prior, f"{name}/{prior}"):
                 print(f"{name}, prior {prior}, {seeds} seeds", flush=True)
                 items = items_of(name, prior, ITEMS)
-                arena.compare(items, METHODS, [BUDGETS[prior]], seeds, Path(options.out) / f"{name}-{prior}", SETTINGS,
-                              C_VJP, {"prior": prior}, progress, items[0].problem.metric, TUNED)
+                compare(Comparison(items, METHODS, [BUDGETS[prior]], seeds, Path(options.out) / f"{name}-{prior}",
+                                   SETTINGS, C_VJP, {"prior": prior}, TUNED), progress)
 
 
 def main(arguments=None):
