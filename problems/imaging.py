@@ -157,10 +157,6 @@ def _drawn_hole(common):
     return top, left, height, width
 
 
-DEFAULTS = {"particles": 64, "steps": 40}
-"""Of EnKG, for half a minute on two cores; its guidance follows from the data and the ensemble."""
-
-
 def _problem(name, operator, common, words, resolve=False):
     truth, origin = common.known_truth()
     if common.observation is None:
@@ -193,7 +189,7 @@ def _problem(name, operator, common, words, resolve=False):
         scale=0.5, shift=0.5, units="brightness, 0 black to 1 white", truth=truth, forward_vjp=operator.vjp,
         prior=PRIOR if own else None, gaussian=gaussian,
         known={} if gaussian is None else {"prior mean": 0.5 * (gaussian.mean + 1.0)},
-        defaults=DEFAULTS, ensembles=4 if resolve else 1,
+        ensembles=4 if resolve else 1,
         metric="psnr_of_mean_ambiguity_resolved" if resolve else "psnr_of_mean", larger_is_better=True,
         score=score, pool=_same_orientation if resolve else None, figure=figure, notes=" ".join(filter(None, notes)))
 
