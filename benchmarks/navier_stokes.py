@@ -278,7 +278,7 @@ def show_table(options):
              "prior, the same number of forward calls.",
              "Mean over fields [95 % Student interval] (min .. max). M2: relative L2 of the ensemble mean, M1: of "
              "the particles.",
-             "Noise .55 and 1.1 are 20 and 39 % of the signal. Misfit: chi2/m of the particles; at noise 0 "
+             "Noise 0.55 and 1.1 are 20 and 39 % of the signal. Misfit: chi2/m of the particles; at noise 0 "
              "||G(x) - y||/||y||.", "",
              "| noise | method | prior | fields | M2 | M1 | SSR | misfit | forward calls | network calls | CPU s |",
              "|---" * 11 + "|"]
@@ -463,7 +463,7 @@ def denoising_ratio(prior, relative=(0.2, 0.3, 0.5, 0.7), count=256):
 def show_prior(options):
     lines = ["Size 32, Re 50, noise 0, J = 64, N = 40, U = 2, gamma 2, frobenius; held-out fields "
              f"0..{options.repeats - 1}, field k with particle seed k: mean [95 % Student interval] (min .. max). "
-             "Ratio: denoising error over that of the Wiener denoiser on 256 held-out fields, mean of sigma = .2, .3, .5, .7 standard "
+             "Ratio: denoising error over that of the Wiener denoiser on 256 held-out fields, mean of sigma = 0.2, 0.3, 0.5, 0.7 standard "
              "deviations.", "",
              "| prior | fields seen in training | denoising ratio | runs | M2 | M1 | SSR |", "|---" * 7 + "|"]
     curve, facts = [], stored_priors()
