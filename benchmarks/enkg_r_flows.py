@@ -180,7 +180,7 @@ def dps(options):
     Of 8 chains the mean, and the one whose data are fitted best, chosen without the truth: some end in a wrong branch.
     """
     from enkg_ref import cli
-    from enkg_ref.compare import arena
+    from enkg_ref.compare.run import run
 
     noises = options.noise if options.noise is not None else (0.0, 0.55)
     for noise, field, (chains, budget) in itertools.product(noises, range(options.items or 5), ((1, 1504), (8, 6016))):
@@ -191,7 +191,7 @@ def dps(options):
                                               "--noise", str(noise), "--fft", FFT])
             (item,) = cli.build_items(given, ["dps"], [field])
             start = time.process_time()
-            record = arena.run(item, "dps", budget, 0, 1.8, {"rows": chains})
+            record = run(item, "dps", budget, 0, 1.8, {"rows": chains})
             return {"cpu_seconds": time.process_time() - start, "m2": record["scores"]["relative_l2_of_mean"],
                     "m2_of_best_fit": record["scores"]["relative_l2_of_best_fit"],
                     "forward_calls": record["cost"]["forward_equivalents"], "steps": record["config"]["steps"],

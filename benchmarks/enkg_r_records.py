@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from enkg_ref.compare.arena import mean_interval
 
 from enkg_ref import iterate, member_normals
+from enkg_ref.compare.statistics import mean_interval
 from enkg_ref.enkg_r.reference import Reference, file_sha256
 from enkg_ref.run import metrics
 

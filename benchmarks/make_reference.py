@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from enkg_ref.cli import REFERENCE_MODES, reference_images
+from enkg_ref.commands.building import REFERENCE_MODES, reference_images
 from enkg_ref.enkg_r.reference import LEAST_IMAGES, Reference, file_sha256, from_images, from_prior
 from onnx_priors.manifest import read_manifest, register_companion
 from onnx_priors.session import OnnxDenoiser

@@ -95,7 +95,7 @@ def store_priors(priors):
 
 def ensemble_of(run, ledger, threads=1):
     """(method, noise, problem) of a run, nothing computed yet but the initial particles."""
-    from enkg_ref import Config, EnKG, Gaussian, extensions, member_normals
+    from enkg_ref import Preset, correct, extensions, member_normals
     from enkg_ref.baselines import EKI, eki
     from enkg_ref.ensemble import frobenius, trace
     from onnx_priors.session import OnnxDenoiser
@@ -103,20 +103,29 @@ def ensemble_of(run, ledger, threads=1):
 
     fft = "ducc0" if importlib.util.find_spec("ducc0") else "scipy"  # differ by rounding
     problem = navier_stokes(run.size, noise=run.noise, seed=run.field, fft=fft)
-    likelihood = Gaussian(problem.observation.y, run.noise or 1.0)  # noise-free: the misfit is in vorticity units
+    likelihood = problem_likelihood(problem, run)
     noise = member_normals(run.seed, 0, run.particles, problem.event_shape)
     denoise = ledger.denoiser(OnnxDenoiser(prior_file(run.prior), threads=threads))
-    stop = extensions.particle_discrepancy if run.method == "particle-stop" else None
-    config = Config(run.particles, run.steps, run.updates, run.guidance, stop=stop,
-                    step_rule={"frobenius": frobenius, "trace": trace}[run.step_rule])
+    preset = Preset(run.particles, run.steps).but(updates=run.updates, guidance=run.guidance,
+                                                  step_rule={"frobenius": frobenius, "trace": trace}[run.step_rule])
     if run.method == "eki":
         noise = prior_samples(denoise, noise, run)
-        method = EKI(likelihood, eki.Config(config.counts()["forward"], run.guidance))
+        method = EKI(likelihood, eki.Config(preset.counts()["forward"], run.guidance))
     elif run.method == "tempered":
-        method = extensions.TemperedEnKG(denoise, likelihood, config, seed=run.seed)
+        method = extensions.TemperedEnKG(denoise, likelihood, preset.sigmas, preset.window, preset.config,
+                                         seed=run.seed)
     else:
-        method = EnKG(denoise, likelihood, config)
+        method = preset.method(denoise, likelihood, extensions.survivors(extensions.guarded(correct)))
+        if run.method == "particle-stop":
+            method = extensions.StopWhenFitted(method, extensions.particle_discrepancy)
     return method, noise.astype("float32"), problem
+
+
+def problem_likelihood(problem, run):
+    """Gaussian noise; without noise the misfit is in vorticity units."""
+    from enkg_ref import Gaussian
+
+    return Gaussian(problem.observation.y, run.noise or 1.0)
 
 
 def prior_samples(denoise, noise, run, levels=40):
@@ -143,6 +152,7 @@ def prior_samples(denoise, noise, run, levels=40):
 def solve(run, threads=1):
     """Figures of merit of a run, its history and its seconds."""
     from enkg_ref import step
+    from enkg_ref.diagnostics import Memory, observe
     from enkg_ref.run import metrics
     from enkg_ref.run.ledger import Ledger
 
@@ -155,10 +165,12 @@ def solve(run, threads=1):
         distance.append(pairwise_distance(x0))
         return forward(x0)
 
-    state = method.init(noise)
+    state, memory = method.init(noise), Memory()
     while not method.done(state):
         state, info = step(method, state, observed)
-        history.append(info)
+        if run.method != "eki":
+            memory, line = observe(memory, info, problem_likelihood(problem, run))
+            history.append(line)
     x = problem.scale * np.asarray(state.x, dtype="float64") + problem.shift
     counts, scores = ledger.as_dict(), problem.score(x)
     spread, skill = metrics.spread_and_skill(x, problem.truth)
@@ -170,7 +182,7 @@ def solve(run, threads=1):
         **{name: counts[name] for name in ("fwd_total", "fwd_seq", "den_total", "failed_fwd")},
         "wall_split": {name: round(s, 2) for name, s in counts["wall"].items()},
         "distance": [float(f"{d / pairwise_scale(problem):.4g}") for d in distance],
-        "spread": [float(f"{info.spread:.4g}") for info in history if hasattr(info, "spread")],
+        "spread": [float(f"{line['spread']:.4g}") for line in history],
     }
 
 
