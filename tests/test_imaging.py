@@ -123,6 +123,15 @@ def test_that_ensembles_are_pooled_in_the_orientation_of_the_first():
     np.testing.assert_allclose(problem.pool(turned, np.repeat([0, 1], 3)), u, atol=1e-12)
 
 
+def test_that_the_best_fit_is_chosen_by_the_data():
+    problem, rng = phase_retrieval(item=1), np.random.default_rng(0)
+    u = problem.truth + 0.1 * rng.standard_normal((4, 3, 64, 64))
+    u[2] = 1.0 - problem.truth
+    found = problem.score(u)
+    assert found["psnr_of_best_fit_ambiguity_resolved"] == 80.0
+    assert found["psnr_of_best_fit"] < 20.0 and "psnr_of_best_fit" not in deblurring().score(u)
+
+
 def write_picture(path, pixels):
     image = pytest.importorskip("PIL.Image")
     image.fromarray(pixels).save(path)
