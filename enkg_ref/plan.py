@@ -32,6 +32,7 @@ def plan(item, budget, c_vjp, seed, settings):
     stop, failed = settings.pop("stop", None), settings.pop("failed", "shift")
     one_of("step_rule", step_rule, STEP_RULES)
     one_of("stop", stop or "none", STOPS)
+    _refuse_without_noise(item.problem.observation, stop=stop, step_rule=step_rule)
     named = paper or item.problem.defaults or "preset" in settings
     if not named and budget is None and not {"particles", "steps"} & set(settings):
         budget = OWN_BUDGET
@@ -98,6 +99,13 @@ def _preset(item, budget, settings, paper):
         settings["steps"], settings["particles"] = _spend(budget, fractions, settings)
     preset = Preset().but(**{name: value for name, value in settings.items() if name != "window"})
     return preset.but(window=guided_window(preset.steps, *fractions)), 0.0 if paper else COLLAPSED
+
+
+def _refuse_without_noise(observation, **chosen):
+    """ValueError for a setting that rests on the noise level where nobody stated one."""
+    for name, value in chosen.items():
+        if getattr(observation, "noise_is_assumed", False) and value in ("mean", "particle", "tempered"):
+            raise ValueError(f"{name}: got {value} with noise-free data, expected --noise above 0")
 
 
 def _spend(budget, fractions, settings):

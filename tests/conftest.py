@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from shell import interrupted, own  # noqa: E402, F401
 
 # Property tests state their own number of instances, over 10,000 in all (tests/test_theory_references.py);
 # `pytest --hypothesis-profile=long` makes 5,000 new ones of each.

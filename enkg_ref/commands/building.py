@@ -152,7 +152,7 @@ class Prior:
 def prior_of(request, problem, threads=None):
     """The `Prior` of a request: the problem's exact one or its Gaussian, a network by name or file, or a function."""
     given = problem.prior if request.prior is None else request.prior
-    own = gaussian_of(problem)
+    own = problem.gaussian
     if given is None:
         if own is None or problem.posterior is None:
             words = "" if own is None else (", trained with python -m onnx_priors.training.navier_stokes --size "
@@ -211,21 +211,6 @@ def _refuse_foreign(name, metadata, problem):
     units, expected = metadata.get("units"), shipped.get(problem.prior, {}).get("units", problem.units)
     if units in {facts["units"] for facts in shipped.values()} and units != expected:
         raise ValueError(f"prior: got {name}, made for {units!r}, expected one for {expected!r}")
-
-
-def gaussian_of(problem):
-    """The Gaussian prior of the problem, prior units, or None."""
-    if getattr(problem, "gaussian", None) is not None:
-        return problem.gaussian
-    if getattr(problem, "moments", None) is not None:
-        from onnx_priors.gaussian import GaussianPrior
-
-        return GaussianPrior.stationary(*problem.moments())
-    if hasattr(problem, "Sigma"):
-        from onnx_priors.gaussian import GaussianPrior
-
-        return GaussianPrior.from_covariance(problem.mu, problem.Sigma)
-    return None
 
 
 # ---------------------------------------------------------------------------------------------- what belongs to a prior
