@@ -17,7 +17,7 @@ from .run import folder, report
 from .run.verdict import FITTED
 
 
-# ------------------------------------------------------------------------------------------------------------ the parser
+# ----------------------------------------------------------------------------------------------------------- the parser
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(message.replace("argument ", "", 1))
@@ -72,7 +72,7 @@ def _kind(read):
     return wrapped
 
 
-# ---------------------------------------------------------------------------------------------------------- the commands
+# --------------------------------------------------------------------------------------------------------- the commands
 def solve_request(given):
     """`solve.SolveRequest` of parsed words."""
     of_problem = {name for _, name, _ in options.of_problems({"observation", "noise", "truth", "seed"})}

@@ -1,4 +1,4 @@
-"""The picture of a result where the problem draws none of its own. Names are shown as they are, never as mathematics."""
+"""The picture of a result where the problem draws none of its own. Names are shown as they are, never as formulas."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def guarded(forward, size, retries=0, log=None, executor=None, rows=None):
     """``forward`` whose failed members become rows of NaN, see `Tolerant`.
 
     log : called with the list of `Failure`s of a wave that has some
-    executor : of ``concurrent.futures`` or with the same ``map``; blocks of ``rows`` members are evaluated side by side.
+    executor : of ``concurrent.futures`` or with the same ``map``; blocks of ``rows`` members are evaluated in parallel.
         With processes ``forward`` must be picklable; blocks travel as numpy arrays. The result does not depend on the
         executor, and a serial run in `chunked` blocks of as many rows has the same bits.
     """

@@ -16,8 +16,8 @@ METRIC_WORDS = {**ERRORS, "relative_l2_prior_sample": "of a draw of the Gaussian
 COUNTED = (  # in a summary, with the words beside the number
     ("skipped_updates", "updates skipped", "the ensemble had collapsed to rounding error in the data, or the step rule "
      "gave no positive step"),
-    ("failed_predictions", "predictions failed", "non-finite rows of the forward model at the last particles; no misfit "
-     "counts them"),
+    ("failed_predictions", "predictions failed", "non-finite rows of the forward model at the last particles; no "
+     "misfit counts them"),
     ("lost_levels", "levels lost", "their particles left the prior with every model noise tried and were drawn again "
      "without the data"),
 )

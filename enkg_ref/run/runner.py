@@ -88,7 +88,8 @@ def run_ensemble(build, k, folder=None, report=None):
         book = _Book(folder, k, run.about, ledger)
         place, history = book.opened(run)
         try:
-            for place, line in advance(run, place, ledger):
+            for here, line in advance(run, place, ledger):
+                place = here
                 history.append(plain({"ensemble": k, **line}))
                 with ledger.clock("record"):
                     book.enter(history[-1], place, run.plan.method.done(place.state))
@@ -153,8 +154,8 @@ def _read_history(path, updates):
             if isinstance(found, dict) and "ensemble" in found:
                 history.append(found)
     if len(history) < updates:
-        warnings.warn(f"history: got {path} with {len(history)} good lines, expected {updates}; the run goes on without "
-                      "the others", stacklevel=2)
+        warnings.warn(f"history: got {path} with {len(history)} good lines, expected {updates}; the run goes on "
+                      "without the others", stacklevel=2)
     return history
 
 

@@ -75,12 +75,12 @@ def judge(e):
     """The verdict on the `Evidence` e."""
     if e.mean is None or max(e.failed, e.lost) > MANY_FAILED:
         return Verdict(FAILURES, f"{e.failed:.0%} of the forward calls and {e.lost:.0%} of the last predictions failed",
-                       "read the message of the first failure, and restrict the prior or the simulator to where it runs")
+                       "read the message of the first failure, and keep prior and simulator to where it runs")
     if e.mean > allowed(e.size, e.assumed):
         return _unfitted(e)
     if not e.assumed and e.typical < OVERFIT_FACTOR and 1.0 - chance(e.typical, e.size) < RARE:
         return Verdict(OVER_FITTED, f"misfit per datum {e.typical:.2g}, where the noise makes 1",
-                       "--stop particle, a smaller --guidance, --method enkg-r, or check whether the noise is overstated")
+                       "--stop particle, a smaller --guidance, --method enkg-r, or ask whether the noise is overstated")
     doubts, advice = _doubts(e)
     return Verdict(DOUBTFUL, "; ".join(doubts), advice) if doubts else Verdict(FITTED)
 
@@ -89,8 +89,9 @@ def _unfitted(e):
     p = chance(e.mean, e.size)
     found = f"misfit per datum {e.mean:.3g}, expected 1" + ("" if e.assumed else f", p = {p:.1g}")
     if e.best is not None and e.best <= allowed(e.size, e.assumed):
-        return Verdict(NOT_FITTED, f"{found}; {e.best:.2g} was reached on the way and lost: the particles had no spread "
-                       "left to follow", "--guidance 0.5 with --stop particle, --step-rule tempered, or --method enkg-r")
+        return Verdict(NOT_FITTED, f"{found}; {e.best:.2g} was reached on the way and lost, for the particles had no "
+                       "spread left to follow",
+                       "--guidance 0.5 with --stop particle, --step-rule tempered, or --method enkg-r")
     if _collapsed(e):
         return Verdict(NOT_FITTED, f"{found}; the ensemble collapsed before it came there",
                        "a smaller --guidance, more --particles, --step-rule tempered, or --method enkg-r")
