@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import problems
@@ -96,11 +98,9 @@ def run_solve(given):
     if given.resume and given.problem is None and given.forward is None and given.out is not None:
         words = folder.command(given.out)  # the folder knows its command
         given = parse([*words, *given.words[1:]]) if words else given
-    request, bar = solve_request(given), _bar("update", given.quiet)
-    try:
-        found = solve.solve(request, lambda done, total, line: _advance(bar, done, total, line))
-    finally:
-        bar.close()
+    request = solve_request(given)
+    with contextlib.closing(_Bar("update", given.quiet)) as bar:
+        found = solve.solve(request, bar.advance)
     if not given.quiet:
         there = [name for name in folder.OUTPUTS if (request.out / name).exists()]
         print(report.text(found.summary))
@@ -109,12 +109,10 @@ def run_solve(given):
 
 
 def run_compare(given):
-    request, bar = compare_request(given), _bar("run", given.quiet)
-    try:
-        summary = compare.compare(request, lambda record, done, total: _advance(bar, done, total, record),
+    request = compare_request(given)
+    with contextlib.closing(_Bar("run", given.quiet)) as bar:
+        summary = compare.compare(request, lambda record, done, total: bar.advance(done, total, record),
                                   None if given.quiet else lambda words: print(words, flush=True))
-    finally:
-        bar.close()
     if not given.quiet:
         plot = ", pareto.png" if (request.out / "pareto.png").exists() else ""
         print(compare.to_text(summary))
@@ -142,20 +140,28 @@ def _out(given, prefix="out-"):
     return Path(given.out or f"{prefix}{given.problem or 'own'}")
 
 
-def _bar(unit, quiet):
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ValueError("tqdm: not installed, expected the extra cpu or gpu: pip install -e '.[cpu]'") from None
-    return tqdm(disable=bool(quiet) or sys.stderr is None, unit=unit, dynamic_ncols=True)
+class _Bar:
+    """A bar that begins with the first progress; without tqdm, or where nobody looks, there is none."""
 
+    def __init__(self, unit, quiet):
+        self.unit, self.quiet, self.bar = unit, quiet or sys.stderr is None or not find_spec("tqdm"), None
 
-def _advance(bar, done, total, line):
-    bar.total = total
-    if line is not None:
-        shown = [f"{name} {line[name]:.3g}" for name in ("sigma", "misfit") if line.get(name) is not None]
-        bar.set_postfix_str(", ".join(shown) or f"{line.get('method', '')} {line.get('budget', '')}", refresh=False)
-    bar.update(done - bar.n)
+    def advance(self, done, total, line):
+        if self.quiet:
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, unit=self.unit, dynamic_ncols=True)
+        if line is not None:
+            shown = [f"{name} {line[name]:.3g}" for name in ("sigma", "misfit") if line.get(name) is not None]
+            words = ", ".join(shown) or f"{line.get('method', '')} {line.get('budget', '')}"
+            self.bar.set_postfix_str(words, refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
 
 
 # ------------------------------------------------------------------------------------------------------------ the entry
