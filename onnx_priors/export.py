@@ -60,13 +60,15 @@ def export_vjp(module, path, event_shape, metadata):
     Parameters, return value and errors as :func:`export_denoiser`; the deviation is the larger one of D and J_D^T v.
     """
     import torch
+    import torch.nn.attention
     from torch.fx.experimental.proxy_tensor import make_fx
 
     module = _frozen(module)
     properties = encode_metadata({**metadata, "event_shape": event_shape})
 
     def pull_back(x, sigma, v):
-        with _circular_padding_by_concatenation():
+        plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)  # attention by products and softmax
+        with _circular_padding_by_concatenation(), plain:
             denoised, pullback = torch.func.vjp(lambda z: module(z, sigma), x)
         return denoised, pullback(v)[0]
 
