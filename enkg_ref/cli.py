@@ -104,7 +104,7 @@ def run_solve(given):
     if not given.quiet:
         there = [name for name in folder.OUTPUTS if (request.out / name).exists()]
         print(report.text(found.summary))
-        print(f"  written to {request.out}/: {', '.join(there)}")
+        print(f"  written to {request.out}/: {', '.join([*there, *found.summary.get('files', ())])}")
     return 1 if given.strict and found.summary["verdict"]["kind"] != FITTED else 0
 
 

@@ -9,7 +9,7 @@ Set-up after devzhk/enkg-pytorch and InverseBench; data: The Event Horizon Teles
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,13 @@ from problems.problem import (
     Option,
     Problem,
     count,
+    integer,
     nonnegative,
     positive,
 )
+from problems.radio_files import write_closure_table, write_fits_image
 from problems.radio_metrics import aligned_psnr, best_shifts, blurred_psnr, ring_fit, shifted
-from problems.visibility_files import read_m87, read_observation
+from problems.visibility_files import M87_DAYS, read_m87, read_observation
 
 COMPACT_FLUX = 0.6  # Jy, M87 in April 2017; for display, and for the flux of a simulated source
 FLUX_SIGMA = 2.0  # peak pixels; the official code has the same with weight 0.5, the default here is 1
@@ -40,10 +42,9 @@ HELD_OUT_SEED = 20250611
 """Seed of the simulated truths; priors must be trained on other seeds."""
 COVERAGES = ("standard", "sgra", "m87-101", "m87-096")
 NOISE_MODES = ("vis_thermal", "gaussian", "eht")
-DAYS = {"101": "2017-04-11", "096": "2017-04-06"}
-"""Day of the year and date of the observations of M87 in the package."""
 CLOSURE_SETS = {"full": vlbi.full_rank_set, "min": vlbi.minimal_set}
 PRIOR = "kerr-disc-64"
+EDGE = 0.1  # of the peak: no image of the prior has a brighter edge pixel
 DEFAULTS = {"particles": 128, "steps": 40, "updates": 2, "guidance": 2.0, "start": 0.1, "end": 0.1}
 """Window 0.1/0.1: levels 5..35. Guidance 3.5, held constant, diverged in every trial, to peaks of 1e3 without a NaN."""
 
@@ -63,10 +64,10 @@ def m87(day="101", **options):
 
 def _day(day):
     """Number of the day, three digits, from its number or date."""
-    for number, date in DAYS.items():
+    for number, date in M87_DAYS.items():
         if str(day).strip() in (number, number.lstrip("0"), date):
             return number
-    known = " or ".join(f"{number} ({date})" for number, date in DAYS.items())
+    known = " or ".join(f"{number} ({date})" for number, date in M87_DAYS.items())
     raise ValueError(f"day: got {day!r}, expected {known}; data of another day are given to black-hole --observation")
 
 
@@ -96,7 +97,7 @@ def black_hole(observation=None, truth=None, seed=0, *, index=0, coverage="stand
         return from_visibilities(read_observation(observation), truth=truth, closure_set=closure_set,
                                  branch=branch, **options)
     if options:
-        raise ValueError(f"{', '.join(options)}: only for a real observation, expected with `observation`, got none")
+        raise ValueError(f"{', '.join(options)}: got values without an observation, expected them with one only")
     for argument, value, known in (("coverage", coverage, COVERAGES), ("noise", noise, NOISE_MODES)):
         if value not in known:
             raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(known)}")
@@ -123,16 +124,15 @@ def black_hole(observation=None, truth=None, seed=0, *, index=0, coverage="stand
     if noise == "gaussian":
         phases = vlbi.wrap(phases + sigmas[0] * rng.standard_normal(len(phases)))
         amplitudes = amplitudes + sigmas[1] * rng.standard_normal(len(amplitudes))
-    return _problem(f"black-hole-{coverage}", measured, closures, phases, amplitudes, sigmas, flux=flux,
-                    flux_sigma=flux_sigma, truth=truth, flux_jy=total_flux, branch=branch,
-                    notes=f"Simulated: coverage {coverage}, noise {noise}, seed {seed}; peak and flux of the truth are "
-                          f"given. Truth: {origin}.")
+    return _problem(f"black-hole-{coverage}", measured, closures, _data(phases, amplitudes, sigmas, (flux, flux_sigma)),
+                    View(flux_jy=total_flux), truth, branch,
+                    f"Simulated: coverage {coverage}, noise {noise}, seed {seed}; peak and flux of the truth are "
+                    f"given. Truth: {origin}.")
 
 
 def from_visibilities(observation, *, name="black-hole", systematic=0.02, min_baseline=0.1e9, min_snr=0.0,
-                      max_tint_ratio=None, closure_set="full", compact_flux=COMPACT_FLUX,
-                      field_of_view=FIELD_OF_VIEW,
-                      branch="data", truth=None):
+                      max_tint_ratio=None, closure_set="full", compact_flux=COMPACT_FLUX, branch="data", truth=None,
+                      fov=FIELD_OF_VIEW, npix=PIXELS):
     """The problem of a real observation (``vlbi.Visibilities``).
 
     Recipe: drop baselines too short to be inside the field of view, form a full-rank closure set, add systematic noise.
@@ -142,70 +142,134 @@ def from_visibilities(observation, *, name="black-hole", systematic=0.02, min_ba
     ----------
     systematic : float            f of (BH11), a fraction of |V|
     min_baseline : float          wavelengths; shorter ones see extended emission outside the field of view
-    min_snr : float               drop visibilities of a lower |V|/sigma
+    min_snr : float               drop visibilities of a lower |V|/sigma; those that are zero are dropped anyway
     max_tint_ratio : float or None   drop closures whose integration times differ by more (gains then do not cancel)
     closure_set : str             "full": greedy set of full rank; "min": through one reference station, as in ehtim
     compact_flux : float          Jy, for display
-    field_of_view : float         micro-arcseconds; the shipped prior was trained at 160
     branch : str                  "data" or "principal", see ``ClosureForward``
     truth : array or path         image to compare with, if there is one
+    fov, npix : float, int        field of view in micro-arcseconds and pixels per side; the shipped priors know 160 and
+        64 only, others need a prior of one's own
     """
-    if not compact_flux > 0:
-        raise ValueError(f"compact_flux: got {compact_flux}, expected a flux > 0 Jy")
-    keep = (np.hypot(observation.u, observation.v) >= min_baseline) \
-        & (np.abs(observation.vis) >= min_snr * observation.sigma)
+    view = View(npix, fov, compact_flux)
+    size = np.abs(observation.vis)
+    keep = (np.hypot(observation.u, observation.v) >= min_baseline) & (size >= min_snr * observation.sigma)
+    keep &= size * vlbi.LARGEST > observation.sigma  # a visibility of 0 has no phase
     if not keep.any():
-        raise ValueError(f"{observation.name}: none of {len(observation)} visibilities is longer than {min_baseline:g} "
-                         f"wavelengths with a signal-to-noise ratio of at least {min_snr:g}")
+        raise ValueError(f"observation: got {observation.name}, none of whose {len(observation)} visibilities is kept, "
+                         f"expected some on baselines of at least {min_baseline:g} wavelengths with a ratio |V|/sigma "
+                         f"above 0 and of at least {min_snr:g}")
     dropped, observation = len(observation) - int(keep.sum()), observation.rows(keep)
     closures = _closures(observation, closure_set, max_tint_ratio)
     phases = vlbi.closure_phases(observation.vis, closures)
     amplitudes = vlbi.log_closure_amplitudes(observation.vis, closures)
     sigmas = vlbi.closure_sigmas(observation.vis, observation.sigma, closures, systematic)
     if truth is not None:
-        truth = _image(truth)
+        truth = _image(truth, npix)
         truth = truth / truth.max()
-    short = closures.shortfall
     return _problem(
-        name, observation, closures, phases, amplitudes, sigmas, truth=truth, flux_jy=compact_flux, branch=branch,
-        field_of_view=field_of_view,
-        notes=f"Real data {Path(observation.name).name}: {len(observation)} visibilities, {dropped} dropped "
-              f"(baseline < {min_baseline:g} wavelengths or SNR < {min_snr:g}); {len(phases)} closure phases, "
-              f"{len(amplitudes)} log closure amplitudes, short of full rank by {short[0]} and {short[1]}; "
-              f"systematic noise {systematic:g}; no flux term, image rescaled to {compact_flux:g} Jy for display only. "
-              "The prior knows stand-in images only, not GRMHD.")
+        name, observation, closures, _data(phases, amplitudes, sigmas), view, truth, branch,
+        f"Real data {Path(observation.name).name}: {len(observation)} visibilities, {dropped} dropped (baseline below "
+        f"{min_baseline:g} wavelengths, |V|/sigma below {min_snr:g}, or zero); {len(phases)} closure phases and "
+        f"{len(amplitudes)} log closure amplitudes, {_rank(closures)}; systematic noise {systematic:g}; no flux term, "
+        f"image rescaled to {compact_flux:g} Jy for display only. The prior knows stand-in images only, not GRMHD.")
 
 
-def _problem(name, observation, closures, phases, amplitudes, sigmas, *, flux=None, flux_sigma=FLUX_SIGMA, truth=None,
-             flux_jy=COMPACT_FLUX, field_of_view=FIELD_OF_VIEW, branch="data", notes=""):
-    if branch not in ("data", "principal"):
-        raise ValueError(f"branch: got {branch!r}, expected 'data' (phases around the measured ones) or 'principal'")
+@dataclass(frozen=True)
+class View:
+    """How an image is laid out and shown: pixels per side, field of view in micro-arcseconds, total flux in Jy."""
+
+    pixels: int = PIXELS
+    field_of_view: float = FIELD_OF_VIEW
+    flux_jy: float = COMPACT_FLUX
+
+    def __post_init__(self):
+        if not 8 <= self.pixels <= 512:
+            raise ValueError(f"npix: got {self.pixels}, expected 8 to 512 pixels per side")
+        if not 0 < self.field_of_view < math.inf:
+            raise ValueError(f"fov: got {self.field_of_view}, expected a field of view > 0 micro-arcseconds")
+        if not 0 < self.flux_jy < math.inf:
+            raise ValueError(f"compact_flux: got {self.flux_jy}, expected a flux > 0 Jy")
+
+    @property
+    def shipped(self):
+        """Whether the shipped priors are for images like this."""
+        return (self.pixels, self.field_of_view) == (PIXELS, FIELD_OF_VIEW)
+
+    def in_jy(self, image):
+        """A normalised image (n, n) in Jy per pixel, with the total flux of the view."""
+        total = image.sum()
+        return image * (self.flux_jy / total) if total > 0 else image
+
+
+def _rank(closures):
+    """How far a closure set is from full rank, in words."""
+    phases, amplitudes = closures.shortfall
+    if not (phases or amplitudes):
+        return "all that are independent"
+    return f"{phases} and {amplitudes} fewer than are independent"
+
+
+def _data(phases, amplitudes, sigmas, flux=None):
+    """`Observation` of closures and, as (value, error), the total flux."""
     n_cp, n_lca = len(phases), len(amplitudes)
     blocks = {"cp": slice(0, n_cp), "lca": slice(n_cp, n_cp + n_lca)}
     y, sigma = [phases, amplitudes], list(sigmas)
     if flux is not None:
         blocks["flux"] = slice(n_cp + n_lca, n_cp + n_lca + 1)
-        y.append([flux])
-        sigma.append([flux_sigma])
-    data = Observation(np.concatenate(y), np.concatenate(sigma), np.arange(sum(map(len, y))) < n_cp, blocks)
-    table = fourier_table(observation.u, observation.v, field_of_view=field_of_view)
-    forward = ClosureForward(table, closures, phases if branch == "data" else None, flux is not None)
+        y.append([flux[0]])
+        sigma.append([flux[1]])
+    return Observation(np.concatenate(y), np.concatenate(sigma), np.arange(sum(map(len, y))) < n_cp, blocks)
+
+
+def _problem(name, observation, closures, data, view, truth, branch, notes):
+    if branch not in ("data", "principal"):
+        raise ValueError(f"branch: got {branch!r}, expected 'data' (phases around the measured ones) or 'principal'")
+    table = fourier_table(observation.u, observation.v, view.pixels, view.field_of_view)
+    has_flux = "flux" in data.blocks
+    forward = ClosureForward(table, closures, data.y[data.blocks["cp"]] if branch == "data" else None, has_flux)
 
     def score(ensemble):
-        return scores(ensemble, forward, data, truth, field_of_view)
+        return scores(ensemble, forward, data, truth, view.field_of_view)
 
     def pool(ensemble, index):
-        return aligned_ensembles(ensemble, index, rescale=flux is None)
+        return aligned_ensembles(ensemble, index, rescale=not has_flux)
 
     def figure(result):
         from problems.black_hole_figure import draw
 
-        return draw(result, forward, data, observation, field_of_view, flux_jy, name)
+        return draw(result, forward, data, observation, view.field_of_view, view.flux_jy, name)
 
-    return Problem(name=name, event_shape=(PIXELS, PIXELS), forward=forward, observation=data, scale=forward.scale,
-                   shift=forward.shift, units="peak pixel", truth=truth, forward_vjp=forward.vjp, prior=PRIOR,
-                   defaults=DEFAULTS, metric="psnr_aligned", larger_is_better=True, score=score, pool=pool,
-                   figure=figure, notes=notes)
+    def export(result, folder):
+        """image.fits and closures.csv in ``folder``, of the mean image."""
+        mean = np.asarray(result["mean"], dtype=np.float64)
+        write_fits_image(folder / "image.fits", view.in_jy(mean), view.field_of_view, observation.about)
+        model = forward((mean[None] - forward.shift) / forward.scale)[0]
+        write_closure_table(folder / "closures.csv", observation, closures, data, model)
+        return ["image.fits", "closures.csv"]
+
+    def remarks(ensemble):
+        return edge_remark(ensemble.mean(axis=0), view.field_of_view)
+
+    units = "peak pixel" if view.shipped else (
+        f"image of peak 1, {view.pixels} pixels, field of view {view.field_of_view:g} micro-arcseconds")
+    return Problem(name=name, event_shape=(view.pixels, view.pixels), forward=forward, observation=data,
+                   scale=forward.scale, shift=forward.shift, units=units, truth=truth, forward_vjp=forward.vjp,
+                   prior=PRIOR if view.shipped else None, defaults=DEFAULTS, metric="psnr_aligned",
+                   larger_is_better=True, score=score, pool=pool, figure=figure, export=export, remarks=remarks,
+                   notes=notes)
+
+
+def edge_remark(image, field_of_view):
+    """A sentence where an image (n, n) goes on beyond its field of view; "" where it does not.
+
+    The sign is an edge pixel brighter than a tenth of the peak: the images of the prior have none.
+    """
+    edge = max(image[0].max(), image[-1].max(), image[:, 0].max(), image[:, -1].max())
+    if not edge > EDGE * image.max():
+        return ""
+    return (f"The image reaches the edge of its field of view of {field_of_view:g} micro-arcseconds (brightest edge "
+            f"pixel: {100 * edge / image.max():.0f} % of the peak): what lies outside is folded into it.")
 
 
 def aligned_ensembles(ensemble, index, rescale):
@@ -243,7 +307,7 @@ def scores(ensemble, forward, data, truth=None, field_of_view=FIELD_OF_VIEW):
             chi2[f"chi2_{block}" + (label and "_median_particle")] = float(np.median(values))
     ring = ring_fit(mean, field_of_view)
     result = {**chi2, "ring_diameter_uas": ring.diameter, "ring_position_angle_deg": ring.position_angle,
-              "total_flux_peak_pixels": float(mean.sum())}
+              "total_flux_over_peak": float(mean.sum())}
     if truth is not None:
         result["psnr_aligned"] = float(aligned_psnr(mean[None], truth)[0])
         for width in (10, 15, 20):
@@ -258,12 +322,12 @@ def _closures(observation, closure_set, max_tint_ratio=None):
     return CLOSURE_SETS[closure_set](observation, max_tint_ratio)
 
 
-def _image(truth):
-    """A truth as a float64 array (64, 64); from an array or the path of a .npy file."""
+def _image(truth, pixels=PIXELS):
+    """A truth as a float64 array (pixels, pixels); from an array or the path of a .npy file."""
     truth = read_array(truth, "truth")
-    if truth.shape != (PIXELS, PIXELS) or truth.max() <= 0:
+    if truth.shape != (pixels, pixels) or truth.max() <= 0:
         raise ValueError(f"truth: got shape {truth.shape}, maximum {truth.max() if truth.size else None}, "
-                         f"expected a finite image ({PIXELS}, {PIXELS}) with a positive maximum")
+                         f"expected an image ({pixels}, {pixels}) with a positive maximum")
     return truth
 
 
@@ -312,7 +376,10 @@ RECIPE = (
     Option("min_snr", nonnegative, "drop visibilities with a lower ratio |V|/sigma", 0.0, data="measured"),
     Option("max_tint_ratio", nonnegative, "drop closures whose integration times differ by a larger factor; default: "
            "none is dropped", data="measured"),
-    Option("compact_flux", positive, "flux of the displayed image, Jy", COMPACT_FLUX, data="measured"))
+    Option("compact_flux", positive, "flux of the displayed image, Jy", COMPACT_FLUX, data="measured"),
+    Option("fov", positive, "field of view, micro-arcseconds; another needs a --prior of your own", FIELD_OF_VIEW,
+           data="measured"),
+    Option("npix", integer, "pixels per side; another number needs a --prior of your own", PIXELS, data="measured"))
 CLOSURE_SET = Option("closure_set", str, "full (of full rank) or min (through one reference station)", "full",
                      tuple(CLOSURE_SETS))
 

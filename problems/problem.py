@@ -55,6 +55,8 @@ class Problem:
     pool : (ensemble (J, *event), index (J,)) -> ensemble, what must be undone before independent ensembles (numbered by
         ``index``) are averaged because the data do not determine it, or None
     figure : (result) -> matplotlib Figure, or None for the generic one; ``result`` is the mapping saved in result.npz
+    export : (result, folder) -> names of further files it wrote there, in the formats of the field, or None
+    remarks : (ensemble in physical units (J, *event)) -> sentences on this result that belong in its notes, or None
     notes : str                     what a reader of a result must know (stand-in data, units, resolution)
 
     A subclass whose ``gaussian`` is the prior itself may know the exact ``posterior`` = (mean (*event), covariance).
@@ -80,6 +82,8 @@ class Problem:
     score: Callable | None = None
     pool: Callable | None = None
     figure: Callable | None = None
+    export: Callable | None = None
+    remarks: Callable | None = None
     notes: str = ""
 
     posterior = None  # no field: a subclass may compute it when it is asked for

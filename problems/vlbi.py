@@ -8,6 +8,7 @@ station ``first`` minus station ``second`` and always has rank(first) < rank(sec
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,8 @@ SPEED_OF_LIGHT = 299792458.0  # m/s
 MICROARCSECOND = np.pi / 180 / 3600e6  # rad
 SOURCES = {"m87": (12.513728717168174, 12.39112323919932), "sgra": (17.761122472222223, -28.992189444444445)}
 """Right ascension in hours and declination in degrees."""
+LARGEST = 1e12
+"""Of a visibility in Jy and of its ratio to sigma; beyond, a closure's variance is no number that means anything."""
 SCAN_GAP = 0.0165
 """Hours between two samples that separate two scans; 59.4 s (problems/data/README.md)."""
 
@@ -37,6 +40,7 @@ class Visibilities:
     vis: np.ndarray  # Jy, complex128
     sigma: np.ndarray  # Jy
     name: str = "observation"
+    about: Mapping = field(default_factory=dict)  # object, ra_deg, dec_deg, date (ISO), mjd, frequency_hz, if known
 
     def __len__(self):
         return len(self.u)
@@ -53,44 +57,52 @@ class Visibilities:
         return replace(self, **{c: getattr(self, c)[keep] for c in columns})
 
 
-def visibility_table(station1, station2, time, tint, u, v, vis, sigma, stations=None, name="observation"):
+def visibility_table(station1, station2, time, tint, u, v, vis, sigma, name="observation", about=None):
     """Check the columns and build a ``Visibilities``.
 
     Parameters
     ----------
     station1, station2 : sequences (n,) of station codes
-    stations : station codes in rank order; alphabetical by default. The rank decides the 'min' closure set.
+    name, about : of the `Visibilities`, whose stations are in alphabetical order
 
-    Raises ValueError for non-finite numbers, sigma <= 0, a station paired with itself, or fewer than three stations.
+    Raises ValueError for non-finite numbers, sigma <= 0, a visibility or a ratio |V|/sigma beyond `LARGEST` (0 is
+    allowed), a station paired with itself, or fewer than three stations.
     """
     columns = {"time": time, "tint": tint, "u": u, "v": v, "vis": vis, "sigma": sigma}
     columns = {k: np.array(c, dtype=complex if k == "vis" else float) for k, c in columns.items()}
-    for column, values in columns.items():
-        bad = np.flatnonzero(~np.isfinite(values))
-        if bad.size:
-            raise ValueError(f"{name}: data row {bad[0]}, column {column}: expected a finite number, "
-                             f"got {values[bad[0]]}")
-    bad = np.flatnonzero(columns["sigma"] <= 0)
-    if bad.size:
-        raise ValueError(f"{name}: data row {bad[0]}, column sigma: expected a positive number, "
-                         f"got {columns['sigma'][bad[0]]}")
-    names = sorted(set(station1) | set(station2))
-    if len(names) < 3:
-        raise ValueError(f"{name}: closure quantities need at least three stations, "
-                         f"got {len(names)} ({', '.join(names)})")
-    stations = tuple(names if stations is None else stations)
+    _check_numbers(columns, name)
+    stations = tuple(sorted(set(station1) | set(station2)))
+    if len(stations) < 3:
+        raise ValueError(f"observation: got {name} with {len(stations)} stations ({', '.join(stations)}), expected at "
+                         "least three, which closures need")
     rank = {code: k for k, code in enumerate(stations)}
     first = np.array([rank[s] for s in station1])
     second = np.array([rank[s] for s in station2])
     bad = np.flatnonzero(first == second)
     if bad.size:
-        raise ValueError(f"{name}: data row {bad[0]}: expected two different stations, got {station1[bad[0]]} twice")
+        raise ValueError(f"observation: got {name} with station {station1[bad[0]]} twice in data row {bad[0]}, "
+                         "expected two different stations")
     swap = first > second  # V_ba = conj V_ab
     first, second = np.where(swap, second, first), np.where(swap, first, second)
     for column in ("u", "v"):
         columns[column] = np.where(swap, -columns[column], columns[column])
     columns["vis"] = np.where(swap, columns["vis"].conj(), columns["vis"])
-    return Visibilities(stations, first, second, name=name, **columns)
+    return Visibilities(stations, first, second, name=name, about=about or {}, **columns)
+
+
+def _check_numbers(columns, name):
+    """ValueError for the first number of a table that cannot be."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        size = np.abs(columns["vis"])
+        wrong = [(column, values, ~np.isfinite(values), "a finite number") for column, values in columns.items()]
+        wrong += [("sigma", columns["sigma"], columns["sigma"] <= 0, "a positive number"),
+                  ("|V|", size, size > LARGEST, f"at most {LARGEST:g}"),
+                  ("|V|/sigma", size / columns["sigma"], size / columns["sigma"] > LARGEST, f"at most {LARGEST:g}")]
+    for what, values, bad, expected in wrong:
+        if bad.any():
+            row = np.flatnonzero(bad)[0]
+            raise ValueError(f"observation: got {name} with {what} = {values[row]} in data row {row}, expected "
+                             f"{expected}")
 
 
 def scan_average(observation):
@@ -259,7 +271,8 @@ def _closure_set(observation, triangles, quadrangles, max_tint_ratio):
         triangles, quadrangles = (index[_tint_ratio(observation, index) <= max_tint_ratio]
                                   for index in (triangles, quadrangles))
     if len(triangles) == 0:
-        raise ValueError(f"{observation.name}: no closed triangle of stations at any time, so no closure phases")
+        raise ValueError(f"observation: got {observation.name} without a closed triangle of stations at any time, "
+                         "expected some, for closure phases")
     return ClosureSet(triangles, quadrangles, independent_closures(observation))
 
 

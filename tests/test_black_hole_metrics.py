@@ -152,7 +152,7 @@ def test_scores_of_the_truth_are_those_of_a_perfect_image():
     assert 0.7 < scores["chi2_cp"] < 1.4 and 0.7 < scores["chi2_lca"] < 1.4
     assert scores["chi2_cp_median_particle"] == pytest.approx(scores["chi2_cp"], rel=1e-9)
     assert scores["ring_diameter_uas"] == pytest.approx(40, abs=1)
-    assert scores["total_flux_peak_pixels"] == pytest.approx(problem.truth.sum())
+    assert scores["total_flux_over_peak"] == pytest.approx(problem.truth.sum())
 
 
 def test_chi2_does_not_change_when_the_image_is_rescaled_to_the_observed_flux():
@@ -160,7 +160,7 @@ def test_chi2_does_not_change_when_the_image_is_rescaled_to_the_observed_flux():
     one, other = (problem.score(scale * crescent()[None]) for scale in (1.0, 0.37))
     for name in ("chi2_cp", "chi2_lca"):
         assert one[name] == pytest.approx(other[name], rel=1e-9)
-    assert other["total_flux_peak_pixels"] == pytest.approx(0.37 * one["total_flux_peak_pixels"])
+    assert other["total_flux_over_peak"] == pytest.approx(0.37 * one["total_flux_over_peak"])
 
 
 def test_the_shared_likelihood_gives_the_official_half_gradient_up_to_its_factor():

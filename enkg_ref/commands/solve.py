@@ -300,7 +300,8 @@ def _finished(setup, outcomes, started):
         "ensembles": len(outcomes), "config": {"particles": plan.rows, **plan.settings}, **found.summary(counts),
         "chosen": "; ".join(words for words in (setup.chosen, plan.why) if words),
         "stop_reason": "all levels done" + (f"; {stopped} updates ended as the data were fitted" if stopped else ""),
-        "ledger": counts, "notes": problem.notes, "spread": setup.method.spread, "versions": _versions(),
+        "ledger": counts, "notes": _notes(problem, found.poolable), "spread": setup.method.spread,
+        "versions": _versions(),
         "command": " ".join(["enkg", *request.command]) if request.command else None,
         "seconds": time.perf_counter() - started,
     }
@@ -308,8 +309,16 @@ def _finished(setup, outcomes, started):
                     None if problem.truth is None else np.asarray(problem.truth), summary, history, problem)
 
 
+def _notes(problem, ensemble):
+    """What the reader of this result must know; the problem may remark on the ensemble itself."""
+    remarks = "" if problem.remarks is None or not np.all(np.isfinite(ensemble)) else problem.remarks(ensemble)
+    return f"{problem.notes} {remarks}".strip()
+
+
 def _write(solution, out, work, draw):
-    """result.npz, history.jsonl, summary.json, with which the run is finished; then the picture, which may fail."""
+    """result.npz, history.jsonl, summary.json, with which the run is finished; then the problem's own files and the
+    picture, which may fail.
+    """
     try:
         with open(out / "result.npz.partial", "wb") as file:
             np.savez(file, **solution.arrays())
@@ -321,6 +330,12 @@ def _write(solution, out, work, draw):
         raise ValueError(f"out: got {out}, which cannot be written ({error.strerror}), expected a writable folder; the "
                          "run is kept: repeat the command with --resume") from None
     folder.clear(work)
+    if solution.problem.export is not None:
+        try:
+            solution.summary["files"] = solution.problem.export(solution.arrays(), out)
+        except Exception as error:  # as for the picture
+            warnings.warn(f"files: not written ({type(error).__name__}: {' '.join(str(error).split())}); the numbers "
+                          f"are in {out}", stacklevel=2)
     if not draw:
         return
     try:
