@@ -11,7 +11,7 @@ __all__ = ["array_namespace", "device", "finite_rows", "like", "member_normals",
 
 def like(host, x):
     """Host data as an array of the namespace, dtype and device of ``x``."""
-    return array_namespace(x).asarray(np.asarray(host), dtype=x.dtype, device=device(x))
+    return array_namespace(x).asarray(np.asarray(host, order="C"), dtype=x.dtype, device=device(x))
 
 
 def numbers_like(value, x):

@@ -16,7 +16,7 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from shell import interrupted, own  # noqa: E402, F401
 
-# Property tests state their own number of instances, over 10,000 in all (tests/test_theory_references.py);
+# Property tests state their own number of instances, thousands in all (tests/test_theory_references.py);
 # `pytest --hypothesis-profile=long` makes 5,000 new ones of each.
 settings.register_profile("long", max_examples=5000, deadline=None)
 

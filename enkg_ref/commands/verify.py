@@ -12,7 +12,7 @@ def verify(json=None, backend="numpy"):
     """
     if json is not None:
         _require_writable(Path(json))
-    from ..statements import verify as statements  # long to import, and nobody else wants it
+    from .. import statements  # long to import, and nobody else wants it
 
     return statements.run(json_path=json, backend=backend)
 
