@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from array_api_compat import array_namespace, device
 
-__all__ = ["array_namespace", "device", "finite_rows", "like", "member_normals", "numbers_like", "put_rows", "take_rows",
-           "to_numpy"]
+__all__ = ["array_namespace", "device", "finite_rows", "like", "member_normals", "numbers_like", "put_rows",
+           "take_rows", "to_numpy"]
 
 
 def like(host, x):

@@ -3,7 +3,7 @@
     ENKG_PYTORCH=/path/to/enkg-pytorch pytest -m peer tests/test_peer_parity.py
 
 The folder is a checkout of github.com/devzhk/enkg-pytorch, run unmodified; torch is needed. Its initial noise is
-injected, its logging replaced by nothing. The problem: a Gaussian mixture prior, and a forward model of tanh and squares.
+injected, its logging replaced by nothing. The problem: a Gaussian mixture prior, a forward model of tanh and squares.
 
 Compared is the ensemble after each guided level, from the ensemble that the released code had before it. Whole runs at
 guidance 2 cannot be compared: the released code, started twice with noise that differs by the factor 1 + 1e-15, ends
@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.peer,
 
 SHAPE, J = (1, 4, 4), 128  # J divides by the batch of 64: the released code drops a remainder
 RNG = np.random.default_rng(2024)
-WEIGHTS, MEANS, VARIANCES = np.array([0.5, 0.3, 0.2]), 0.8 * RNG.standard_normal((3, *SHAPE)), np.array([0.05, 0.1, 0.2])
+WEIGHTS, VARIANCES = np.array([0.5, 0.3, 0.2]), np.array([0.05, 0.1, 0.2])
+MEANS = 0.8 * RNG.standard_normal((3, *SHAPE))
 A, B = RNG.standard_normal((12, 16)) / 4.0, RNG.standard_normal((8, 12)) / math.sqrt(12)
 NOISE = np.random.default_rng(77).standard_normal((J, *SHAPE))
 RELEASED = {  # preset: the arguments of the released class
