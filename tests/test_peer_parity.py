@@ -78,7 +78,8 @@ def released(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    yield torch, importlib.import_module("algo.enkg").EnKG, importlib.import_module("inverse_problems.base").BaseOperator
+    operator = importlib.import_module("inverse_problems.base").BaseOperator
+    yield torch, importlib.import_module("algo.enkg").EnKG, operator
     torch.set_default_dtype(before)
 
 
