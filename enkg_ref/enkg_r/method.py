@@ -360,8 +360,8 @@ class EnKGR:
         return like(member_normals(self.config.seed, _stream(state.level, kind), self.config.particles, shape), x)
 
 
-def model_noise(errors, xi, c_r, shrink_to):
-    """(E5) R = c_R (0.7 S + 0.3 target(S)), S = errors' errors, and e ~ N(0, 1 + R) centred over the particles.
+def model_noise(errors, xi, c_r, shrink_to, centred=True):
+    """(E5) R = c_R (0.7 S + 0.3 target(S)), S = errors' errors, and e ~ N(0, 1 + R), centred over the particles.
 
     errors : (n, m);  xi : (J, m + n) standard normal;  -> (m, m), (J, m)
     """
@@ -370,7 +370,7 @@ def model_noise(errors, xi, c_r, shrink_to):
     target = 0.3 * c_r * shrink_to(errors)
     R = 0.7 * c_r * xp.matmul(errors.T, errors) + target[None, :] * like(np.eye(m), errors)
     e = xi[:, :m] * xp.sqrt(1.0 + target)[None, :] + math.sqrt(0.7 * c_r) * xp.matmul(xi[:, m:], errors)
-    return R, e - xp.mean(e, axis=0, keepdims=True)
+    return R, e - xp.mean(e, axis=0, keepdims=True) if centred else e
 
 
 def condition(d, zeta, e, slope, variances, R):

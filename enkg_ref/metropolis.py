@@ -1,0 +1,138 @@
+"""Moves that leave a posterior of a diffusion prior invariant, and how far chains of them have come.
+
+x_s = x0 + s eps, then x0' ~ p(x0 | x_s): the pair (x0, x0') has the density p(x0, x_s) p(x0', x_s)/p(x_s), symmetric, so
+the prior p is invariant and no density of it is ever needed. L is the likelihood, l~ any positive function that does
+not change while the chains run. Names (X1)-(X5) are used in the code:
+
+    (X1)  accept x0' with probability min(1, L(x0')/L(x0))
+    (X2)  the same for x_s = x0 + nu(x0) + s eps: `noising_log_ratio`
+    (X3)  a proposal that is reversible for p l~: accept with min(1, w(x0')/w(x0)), w = L/l~: `accept`
+    (X4)  M draws x0^1 ... x0^M of one x_s: go to one of x0, x0^1 ... x0^M with probability proportional to l~: `choose`
+    (X5)  n moves (X4) with s independent of the state are together reversible for p l~; then (X3) decides. One
+          evaluation of L for n M draws
+
+(X1), (X2): Takao et al. 2026, "Noise, Denoise, Correct". (X4) is iterated sampling importance resampling given x_s
+(Andrieu, Lee, Vihola 2018): the M + 1 points are exchangeable given x_s. (X5) is the surrogate transition of Liu 2001.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ._xp import array_namespace, like
+
+
+class Streams:
+    """One host generator per chain: what chain j draws depends on (seed, number, j) and on the order of its draws."""
+
+    def __init__(self, seed, number, rows):
+        self._each = [np.random.default_rng([seed, number, row]) for row in range(rows)]
+
+    def normals(self, shape, x):
+        """Standard normal numbers (rows, *shape) like x."""
+        return like(np.stack([each.standard_normal(shape) for each in self._each]), x)
+
+    def uniforms(self, shape=()):
+        """Numbers in (0, 1], numpy float64 (rows, *shape)."""
+        return np.stack([1.0 - np.asarray(each.random(shape)) for each in self._each])
+
+
+def ancestral_levels(s, calls, ratio=20.0, least=0.0):
+    """``calls`` levels from s down to s/ratio, geometric, not below ``least``: those of `ancestral_draw`."""
+    end = min(max(s / ratio, least), s)
+    return tuple(s * (end / s) ** (i / max(calls - 1, 1)) for i in range(calls))
+
+
+def ancestral_draw(x, levels, denoise, normals, residual=None):
+    """A draw of p(x0 | x_s = x), s = levels[0], by the reverse chain on levels a_0 > a_1 > ... > a_n.
+
+    x0 = D(x, a) + r,  x <- x0 + (b/a)^2 (x - x0) + b sqrt(1 - (b/a)^2) eps for a -> b;  at a_n the answer is x0. The
+    published chain has r = 0. With r ~ N(0, C_a), C_a the conditional covariance of a Gaussian, the draw is exact for
+    that Gaussian prior with any number of levels, and needs fewer for others.
+
+    x : (rows, *event);  normals : () -> standard normal array like x
+    residual : (standard normal array, a) -> r, or None.   Costs len(levels) denoiser calls per row.
+    """
+    for here, following in zip(levels, (*levels[1:], 0.0)):
+        x0 = denoise(x, here)
+        if residual is not None:
+            x0 = x0 + residual(normals(), here)
+        if following == 0.0:
+            return x0
+        kept = (following / here) ** 2
+        x = x0 + kept * (x - x0) + following * math.sqrt(1.0 - kept) * normals()
+    return x
+
+
+def noising_log_ratio(x_s, x, nu, x_new, nu_new, s):
+    """(X2) log q(x_s | x0') p(x0 | x_s) / q(x_s | x0) p(x0' | x_s) + log p(x0')/p(x0), where q = N(x0 + nu(x0), s^2):
+
+    [|x_s - x0 - nu|^2 - |x_s - x0' - nu'|^2 + |x_s - x0'|^2 - |x_s - x0|^2]/(2 s^2);  0 for nu = nu' = 0.
+    Everything (rows, *event); -> (rows,), to be added to the log-ratio of the likelihoods.
+    """
+    there = _squares(x_s - x - nu) - _squares(x_s - x)
+    back = _squares(x_s - x_new - nu_new) - _squares(x_s - x_new)
+    return (there - back) / (2.0 * s * s)
+
+
+def accept(log_ratio, uniforms):
+    """(X1)-(X3) Which chains move: log u < log a.  (rows,), host (rows,) -> (rows,) of bool"""
+    xp = array_namespace(log_ratio)
+    return xp.astype(like(np.log(uniforms), log_ratio), log_ratio.dtype) < log_ratio
+
+
+def choose(log_weights, uniforms):
+    """(X4) One index per row, with probability proportional to exp(log_weights).  (rows, n), host (rows, n) -> one-hot
+
+    The largest of log w - log(-log u) (Gumbel's trick).  -> (rows, n) of 0 and 1
+    """
+    xp = array_namespace(log_weights)
+    with np.errstate(divide="ignore"):
+        gumbels = -np.log(np.maximum(-np.log(uniforms), 1e-300))
+    best = xp.argmax(log_weights + like(gumbels, log_weights), axis=1, keepdims=True)
+    places = like(np.arange(log_weights.shape[1])[None, :], log_weights)
+    return xp.astype(places == xp.astype(best, log_weights.dtype), log_weights.dtype)
+
+
+def where_rows(mask, a, b):
+    """a in the rows of the mask, b in the others.  (rows,) of bool, (rows, *event) twice"""
+    xp = array_namespace(a, b)
+    return xp.where(xp.reshape(mask, (mask.shape[0],) + (1,) * (a.ndim - 1)), a, b)
+
+
+def potential_scale(chains):
+    """Gelman and Rubin's R-hat of every coordinate: sqrt of the variance over chains and steps over that within chains.
+
+    ((n - 1)/n W + B)/W with W the mean of the chains' variances and B the variance of their means. Independent
+    ensembles are chains as well, their particles the steps.
+
+    chains : host (steps n >= 2, chains >= 2, k);  -> (k,), 1 where the chains cannot be told apart
+    """
+    chains = np.asarray(chains, dtype=np.float64)
+    n = chains.shape[0]
+    within = chains.var(axis=0, ddof=1).mean(axis=0)
+    between = chains.mean(axis=0).var(axis=0, ddof=1)
+    safe = np.where(within > 0, within, 1.0)
+    ratio = np.where(within > 0, ((n - 1) / n * within + between) / safe, np.where(between > 0, np.inf, 1.0))
+    return np.sqrt(np.maximum(ratio, 0.0))
+
+
+def effective_size(chains):
+    """Effective number of independent draws among steps x chains, for every coordinate, from R-hat's variances.
+
+    The mean of all draws has the variance B/chains; independent draws of the total variance V = (n-1)/n W + B would have
+    V/N: N = chains V/B, at most steps x chains.  chains : host (steps n >= 2, chains >= 2, k);  -> (k,)
+    """
+    chains = np.asarray(chains, dtype=np.float64)
+    n, count = chains.shape[:2]
+    within = chains.var(axis=0, ddof=1).mean(axis=0)
+    between = chains.mean(axis=0).var(axis=0, ddof=1)
+    total = (n - 1) / n * within + between
+    return np.minimum(count * total / np.where(between > 0, between, np.inf), n * count)
+
+
+def _squares(x):
+    xp = array_namespace(x)
+    return xp.sum(xp.reshape(x * x, (x.shape[0], -1)), axis=1)
