@@ -21,7 +21,7 @@ import math
 
 import numpy as np
 
-from ._xp import array_namespace, like
+from ._xp import array_namespace, like, to_numpy
 
 
 class Streams:
@@ -79,8 +79,7 @@ def noising_log_ratio(x_s, x, nu, x_new, nu_new, s):
 
 def accept(log_ratio, uniforms):
     """(X1)-(X3) Which chains move: log u < log a.  (rows,), host (rows,) -> (rows,) of bool"""
-    xp = array_namespace(log_ratio)
-    return xp.astype(like(np.log(uniforms), log_ratio), log_ratio.dtype) < log_ratio
+    return like(np.log(uniforms), log_ratio) < log_ratio
 
 
 def choose(log_weights, uniforms):
@@ -88,12 +87,8 @@ def choose(log_weights, uniforms):
 
     The largest of log w - log(-log u) (Gumbel's trick).  -> (rows, n) of 0 and 1
     """
-    xp = array_namespace(log_weights)
-    with np.errstate(divide="ignore"):
-        gumbels = -np.log(np.maximum(-np.log(uniforms), 1e-300))
-    best = xp.argmax(log_weights + like(gumbels, log_weights), axis=1, keepdims=True)
-    places = like(np.arange(log_weights.shape[1])[None, :], log_weights)
-    return xp.astype(places == xp.astype(best, log_weights.dtype), log_weights.dtype)
+    scores = to_numpy(log_weights) - np.log(np.maximum(-np.log(uniforms), 1e-300))
+    return like(scores.argmax(axis=1)[:, None] == np.arange(scores.shape[1]), log_weights)
 
 
 def where_rows(mask, a, b):
@@ -131,6 +126,18 @@ def effective_size(chains):
     between = chains.mean(axis=0).var(axis=0, ddof=1)
     total = (n - 1) / n * within + between
     return np.minimum(count * total / np.where(between > 0, between, np.inf), n * count)
+
+
+def drift(chains):
+    """Student's t of every coordinate's paired change over the chains, the second half of the steps beside the first.
+
+    Chains whose law does not change have t of order 1 whether they mix or not.  chains : as above;  -> (k,)
+    """
+    chains = np.asarray(chains, dtype=np.float64)
+    half = chains.shape[0] // 2
+    change = chains[-half:].mean(axis=0) - chains[:half].mean(axis=0)
+    spread = change.std(axis=0, ddof=1) / math.sqrt(change.shape[0])
+    return np.where(spread > 0, change.mean(axis=0) / np.where(spread > 0, spread, 1.0), 0.0)
 
 
 def _squares(x):

@@ -33,13 +33,18 @@ FIRST_STREAM = 10**6  # of the tail's random numbers: methods count theirs from 
 EXPLORED = 0.7  # share of the burn-in in which every other wave explores
 REFITTED = 4  # the surrogate is refitted at each of the first few waves, then at every third of the burn-in
 FAILED = 1e30  # misfit of an evaluation that is not finite
+SCALES = 6  # equal parts of log s whose use is adapted in the burn-in
 TRACED = 16  # leading modes that the certificate judges
+LEAST_ACCEPTANCE, MOST_R_HAT, LEAST_EFFECTIVE = 0.2, 1.3, 50.0  # of a run without doubts
 OF = "of_"  # prefix of the wrapped method's fields in the state
 
 
 # ------------------------------------------------------------------------------------------------------- proposals
 def kernel_moves(tail, state, x, streams, optimistic):
-    """(X4), (X5) n moves on the surrogate `kernel_regression`; s log-uniform, anew and for all chains at every move."""
+    """(X4), (X5) n moves on the surrogate `kernel_regression`; s anew and for all chains at every move.
+
+    -> x', log l~(x') - log l~(x), share of moves that left their point, (SCALES, 2) squared distances by s and counts
+    """
     c, J = tail.config, x.shape[0]
     xp = array_namespace(x)
     model = tail.model(state, tail.inputs, kernel_regression)
@@ -48,10 +53,12 @@ def kernel_moves(tail, state, x, streams, optimistic):
         return model.log_likelihood(tail.inputs(rows), optimistic)
 
     scales = np.random.default_rng([c.seed, FIRST_STREAM + state.wave])
+    chances = scale_chances(to_numpy(state.jumps))
     here = start = log_likelihood(x)
-    moved = 0.0
+    moved, jumps = 0.0, np.zeros((SCALES, 2))
     for _ in range(c.moves):
-        s = c.smallest * (c.largest / c.smallest) ** scales.random()
+        part = int(scales.choice(SCALES, p=chances))
+        s = c.smallest * (c.largest / c.smallest) ** ((part + scales.random()) / SCALES)
         x_s = x + s * streams.normals(x.shape[1:], x)
         drawn = _every(metropolis.ancestral_draw(
             _repeat(x_s, c.draws), metropolis.ancestral_levels(s, c.calls, least=c.least), tail.denoise,
@@ -59,10 +66,21 @@ def kernel_moves(tail, state, x, streams, optimistic):
         weights = xp.concat([here[:, None], _every(log_likelihood(_flat(drawn)), J)], axis=1)
         chosen = metropolis.choose(weights, streams.uniforms((c.draws + 1,)))
         points = xp.concat([x[:, None, ...], drawn], axis=1)
-        x = xp.sum(points * xp.reshape(chosen, (J, c.draws + 1) + (1,) * (x.ndim - 1)), axis=1)
+        before, x = x, xp.sum(points * xp.reshape(chosen, (J, c.draws + 1) + (1,) * (x.ndim - 1)), axis=1)
         here = xp.sum(weights * chosen, axis=1)
         moved += 1.0 - float(xp.mean(chosen[:, 0]))
-    return x, here - start, moved / c.moves
+        jumps[part] += float(xp.mean((tail.inputs(x) - tail.inputs(before)) ** 2)), 1.0
+    return x, here - start, moved / c.moves, jumps
+
+
+def scale_chances(jumps):
+    """How often each of the SCALES equal parts of log s is drawn: half evenly, half by its mean squared distance moved.
+
+    jumps : (SCALES, 2) sums of squared distances, and counts, of the burn-in;  -> (SCALES,), sum 1
+    """
+    mean = jumps[:, 0] / np.maximum(jumps[:, 1], 1.0)
+    even = np.full(SCALES, 1.0 / SCALES)
+    return even if not mean.sum() > 0 else 0.5 * even + 0.5 * mean / mean.sum()
 
 
 def linear_moves(tail, state, x, streams, optimistic):
@@ -89,7 +107,7 @@ def linear_moves(tail, state, x, streams, optimistic):
     def log_likelihood(d):
         return -0.5 * xp.sum(xp.linalg.solve(covariance, d.T).T * d, axis=1)
 
-    return proposal, log_likelihood(after) - log_likelihood(before), 1.0
+    return proposal, log_likelihood(after) - log_likelihood(before), 1.0, np.zeros((SCALES, 2))
 
 
 # -------------------------------------------------------------------------------------------------------- settings
@@ -100,7 +118,7 @@ class Config:
     chains : J, started from the method's particles in turn;  waves : forward calls of every chain, the first of which
         evaluates the start;  burn_in : waves with a surrogate that is still refitted
     propose : ``kernel_moves`` or ``linear_moves``
-    smallest, largest : noise levels s, log-uniform between;  least : the smallest level of the denoiser
+    smallest, largest : noise levels s between these, `scale_chances`;  least : the smallest level of the denoiser
     moves, draws, calls : n and M of (X5), levels of every draw; a wave costs moves x calls sequential denoiser calls,
         draws times as many rows as chains
     rows : evaluations in the surrogate
@@ -113,7 +131,7 @@ class Config:
     smallest: float = 0.05
     largest: float = 3.0
     least: float = 0.0
-    moves: int = 12
+    moves: int = 16
     draws: int = 8
     calls: int = 6
     rows: int = 300
@@ -142,8 +160,8 @@ class Info:
     misfit, mean_misfit : ||.||_Gamma^2/m of the mean of g at the points evaluated, and averaged over them
     acceptance : share of the chains that moved;  moved : share of moves (X4) that left their point
     exact : the surrogate was fixed before this wave;  optimistic : a wave of the burn-in that explores
-    r_hat, effective : the largest R-hat and the smallest effective size over the leading modes, of the exact part;
-        nan before its second wave
+    r_hat, effective, drift : the largest R-hat, the smallest effective size and the largest Student's t of the chains'
+        change over the leading modes, of the exact part; nan before its second wave
     mean_acceptance : of the exact part
     """
 
@@ -157,6 +175,7 @@ class Info:
     mean_acceptance: float
     r_hat: float
     effective: float
+    drift: float
     failed_rows: tuple[int, ...]
 
 
@@ -168,12 +187,13 @@ def state_class(kind):
     misfit (J,) of x;  balance (J,) = log l~(proposal) - log l~(x);  moved : see `Info`
     history_x (n, r), history_d (n, m) : coordinates and whitened differences of all evaluations of the burn-in
     basis : (at most ``rows``) numbers of the evaluations in the surrogate, floats
+    jumps : (SCALES, 2) what `scale_chances` adapts the levels to, fixed with the surrogate
     trace : (exact waves, J, k) leading coordinates of the chains;  accepted : sum of their acceptances
     wave : -1 while the method runs
     """
     fields = [(OF + f.name, Any, None) for f in dataclasses.fields(kind)]
     own = [(name, Any, None) for name in ("x", "proposal", "misfit", "balance", "history_x", "history_d", "basis",
-                                          "trace")]
+                                          "jumps", "trace")]
     numbers = [("moved", float, 0.0), ("accepted", float, 0.0), ("wave", int, -1)]
     return dataclasses.make_dataclass("State", [*own, *numbers, *fields], frozen=True, namespace={"__doc__": __doc__})
 
@@ -224,7 +244,7 @@ class Tail:
 
     # ---- the method's part
     def _empty(self, noise):
-        shapes = {"x": (0,), "proposal": (0,), "misfit": (0,), "balance": (0,), "basis": (0,),
+        shapes = {"x": (0,), "proposal": (0,), "misfit": (0,), "balance": (0,), "basis": (0,), "jumps": (SCALES, 2),
                   "history_x": (0, self.reference.variances.size), "history_d": (0, self.likelihood.size),
                   "trace": (0, self.config.chains, self._traced)}
         return {name: like(np.zeros(shape), noise) for name, shape in shapes.items()}
@@ -305,7 +325,9 @@ class Tail:
             basis = representative(state.history_d, c.rows)
             state = dataclasses.replace(state, basis=like(basis, state.x))
         streams = metropolis.Streams(c.seed, FIRST_STREAM + 2 * c.waves + w, c.chains)
-        proposal, balance, moved = c.propose(self, state, state.x, streams, self._explores(w))
+        proposal, balance, moved, jumps = c.propose(self, state, state.x, streams, self._explores(w))
+        if w < c.burn_in and not self._explores(w):
+            state = dataclasses.replace(state, jumps=state.jumps + like(jumps, state.x))
         return dataclasses.replace(state, proposal=proposal, balance=balance, moved=moved)
 
     def model(self, state, inputs_of, fit):
@@ -330,17 +352,33 @@ class Tail:
     def _report(self, state, following, d, finite, share, optimistic):
         m, rows = self.likelihood.size, to_numpy(d)[finite]
         n = following.trace.shape[0]
-        r_hat = effective = math.nan
+        r_hat = effective = drift = math.nan
         if n > 1 and self.config.chains > 1:
             trace = to_numpy(following.trace)
             r_hat = float(np.max(metropolis.potential_scale(trace)))
             effective = float(np.min(metropolis.effective_size(trace)))
+            drift = float(np.max(np.abs(metropolis.drift(trace))))
         return Info(
             level=state.wave, misfit=float(np.sum(rows.mean(axis=0) ** 2)) / m if len(rows) else math.inf,
             mean_misfit=float(np.mean(rows**2)) if len(rows) else math.inf, acceptance=share, moved=state.moved,
             exact=state.wave > self.config.burn_in, optimistic=optimistic,
-            mean_acceptance=following.accepted / n if n else math.nan, r_hat=r_hat, effective=effective,
+            mean_acceptance=following.accepted / n if n else math.nan, r_hat=r_hat, effective=effective, drift=drift,
             failed_rows=tuple(int(j) for j in np.flatnonzero(~finite)))
+
+
+def doubts(mean_acceptance, r_hat, effective):
+    """Why the chains' ensemble is not to be trusted: a list of sentences, empty if nothing speaks against it.
+
+    A mode that no evaluation has ever come near leaves no trace in these numbers.
+    """
+    found = []
+    if not mean_acceptance >= LEAST_ACCEPTANCE:
+        found.append(f"the chains accepted {100 * mean_acceptance:.0f} % of the proposals: the surrogate is poor")
+    if not r_hat <= MOST_R_HAT:
+        found.append(f"R-hat is {r_hat:.2f}: the chains have not mixed")
+    if not effective >= LEAST_EFFECTIVE:
+        found.append(f"the chains are worth {effective:.0f} independent draws")
+    return found
 
 
 def settings_by_rule(reference, chains, budget, sigma_range=(0.0, math.inf), seed=0):
@@ -352,9 +390,10 @@ def settings_by_rule(reference, chains, budget, sigma_range=(0.0, math.inf), see
     if waves < 4:
         raise ValueError(f"tail: got {budget} forward calls for {chains} chains, expected at least {4 * chains}")
     low, high = sigma_range
+    few = reference.active_modes(0.95) <= 4
     smallest = max(0.05 * reference.std, low)
     return Config(chains=chains, waves=waves, burn_in=waves // 2, smallest=smallest,
-                  largest=max(min(3.0 * reference.std, high), smallest), least=low, seed=seed)
+                  largest=max(min(3.0 * reference.std, high), smallest), least=low, seed=seed, rows=200 if few else 300)
 
 
 def _repeat(x, n):
