@@ -10,23 +10,21 @@ gives chains, not an ensemble, and at 1,504 calls few of them: its spread is not
 """
 
 import argparse
-import dataclasses
 import json
-import math
 import time
 from pathlib import Path
 
 import numpy as np
 
-from enkg_ref import Gaussian, member_normals
-from enkg_ref.baselines import dps, eki
-from enkg_ref.enkg import Config, EnKG, guided_window, iterate
-from enkg_ref.enkg_r import reference, rule, tail
+from enkg_ref import Gaussian, member_normals, methods
+from enkg_ref.enkg_r import reference, tail
+from enkg_ref.protocol import iterate
 from problems import exact_toys
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET, EXACT_DRAWS, SHARE = 1504, 400, 0.5
 METHODS = ("enkg", "enkg-r", "enkg-r+tail", "eki", "es-mda", "dps")
+CERTIFICATE = ("kappa", "mean_acceptance", "r_hat", "effective", "drift", "moved")
 KAPPA = 3.0  # above it EnKG-R warns
 
 
@@ -36,37 +34,18 @@ def reference_of(letter):
     return reference.from_images(prior.sample(np.random.default_rng(7), 4096), prior.denoise)
 
 
-def built(name, toy, ref, likelihood, item):
-    """(method, rows of noise) that spends the budget by rule."""
-    if name == "enkg":
-        steps = 40
-        window = guided_window(steps, 0.05, 0.05)
-        J = BUDGET // (2 * (window[1] - window[0] + 1))
-        return EnKG(toy.denoise, likelihood, Config(particles=J, steps=steps, window=window)), J
-    if name in ("eki", "es-mda"):
-        J, T = (math.isqrt(BUDGET),) * 2 if name == "eki" else (BUDGET // 4, 4)
-        prior = toy.exact_prior.sample(np.random.default_rng([3, item]), J)
-        return eki.EKI(likelihood, eki.Config(T, kalman=name == "es-mda", seed=item), lambda noise: prior), J
-    if name == "dps":
-        rows = 8
-        steps = int(BUDGET // (rows * 1.8))
-        config = dps.Config(steps, guidance=min(1.0, 40.0 / steps) * toy.observation.noise, failed="keep",
-                            sigma_max=10.0 * ref.std, seed=item)
-        return dps.DPS(toy.denoise, toy.denoise_vjp, toy.forward_vjp, likelihood, config), rows
-    own = BUDGET if name == "enkg-r" else int(BUDGET * (1 - SHARE))
-    config = rule.settings_by_rule(ref, likelihood, own, seed=item)
-    method = rule.EnKGR(toy.denoise, likelihood, ref, config)
-    if name == "enkg-r":
-        return method, config.particles
-    rest = BUDGET - config.particles * config.levels
-    chains = tail.settings_by_rule(ref, config.particles, rest, seed=item)
-    return tail.Tail(method, toy.denoise, likelihood, ref, chains), config.particles
+def built(name, toy, ref, likelihood, item, counted):
+    """`protocol.Plan` of a method that spends the budget by its rule; ``counted`` wraps the denoisers."""
+    given = methods.Item(toy, likelihood, counted("denoiser", toy.denoise), counted("denoiser", toy.denoise_vjp),
+                         reference=ref, std=ref.std)
+    name, settings = {"es-mda": ("eki", {"kalman": True, "particles": BUDGET // 4}), "dps": ("dps", {"rows": 8}),
+                      "enkg-r+tail": ("enkg-r", {"tail": SHARE})}.get(name, (name, {}))
+    return methods.METHODS[name].plan(given, BUDGET, 0.8, item, settings)
 
 
 def run(name, toy, ref, item):
     """Figures of one run beside the exact posterior, with its calls and its certificate."""
     likelihood = Gaussian(toy.observation.y, toy.observation.noise)
-    method, rows = built(name, toy, ref, likelihood, item)
     calls = {"forward": 0, "denoiser": 0}
 
     def counted(kind, function):
@@ -76,15 +55,11 @@ def run(name, toy, ref, item):
         return call
 
     start = time.process_time()
-    if hasattr(method, "denoise"):
-        method = dataclasses.replace(method, denoise=counted("denoiser", method.denoise))
-    if name.endswith("+tail"):
-        method = dataclasses.replace(method, method=dataclasses.replace(method.method, denoise=method.denoise))
-    state = method.init(member_normals(item, 0, rows, toy.event_shape))
+    plan = built(name, toy, ref, likelihood, item, counted)
+    state = plan.method.init(member_normals(item, 0, plan.rows, toy.event_shape))
     certificate = {}
-    for state, info in iterate(method, counted("forward", toy.forward), state):  # noqa: B007 - the last is the answer
-        certificate.update({key: getattr(info, key) for key in ("kappa", "mean_acceptance", "r_hat", "effective", "drift", "moved")
-                            if hasattr(info, key)})
+    for state, info in iterate(plan.method, counted("forward", toy.forward), state):  # noqa: B007 - the last one
+        certificate.update({key: getattr(info, key) for key in CERTIFICATE if hasattr(info, key)})
     seconds = time.process_time() - start
     draws = toy.exact.draw(np.random.default_rng([9, item]), EXACT_DRAWS)
     return {**exact_toys.figures(state.x, toy.exact, draws, toy.truth), "particles": len(state.x), **certificate,

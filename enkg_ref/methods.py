@@ -16,7 +16,7 @@ import numpy as np
 from . import plan
 from .baselines import blade, deft, diffpir, dpg, dps, eki, gsg, mmps, pnpdm, scg
 from .baselines.chain import operator_norm
-from .enkg_r import rule
+from .enkg_r import rule, tail
 from .protocol import one_of
 
 
@@ -85,7 +85,7 @@ class With:
         return getattr(self._problem, name)
 
 
-METHODS = {
+METHODS = {name: tail.offered(method) for name, method in {
     "enkg": plan.METHOD,
     "enkg-r": rule.METHOD,
     "eki": eki.METHOD,
@@ -99,7 +99,7 @@ METHODS = {
     "pnpdm": pnpdm.METHOD,
     "deft": deft.METHOD,
     "blade": blade.METHOD,
-}
+}.items()}
 MISSING = {  # what a method may ask for, in words
     "denoiser_vjp": "a prior with a VJP (the *_vjp.onnx beside the denoiser, or an analytic prior)",
     "forward_vjp": "a forward model with a hand-written adjoint (forward_vjp of the problem)",
@@ -114,7 +114,7 @@ def choose(problem, with_reference, settings):
 
     with_reference : a Gaussian reference of the prior is at hand;  settings : those that the user gave, {name: value}
     """
-    asked = sorted(set(settings) & set(METHODS["enkg"].options))
+    asked = sorted((set(settings) & set(METHODS["enkg"].options)) - {"tail"})
     if asked:
         return "enkg", f"--{asked[0].replace('_', '-')} belongs to it"
     if problem.defaults:

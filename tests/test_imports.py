@@ -18,7 +18,7 @@ PACKAGES = ("enkg_ref", "onnx_priors", "problems")
 # A module may import modules of its own layer or of a lower one.
 LAYERS = [
     {"_xp"},
-    {"diffusion", "ensemble", "likelihood", "diagnostics"},
+    {"diffusion", "ensemble", "likelihood", "diagnostics", "metropolis"},
     {"enkg", "extensions", "enkg_r"},
     {"baselines"},
     {"run", "compare", "statements"},

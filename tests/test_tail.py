@@ -9,16 +9,17 @@ import tail_equations as spec
 
 from enkg_ref import Gaussian, member_normals, metropolis, solve
 from enkg_ref.baselines import eki
-from enkg_ref.enkg import iterate
 from enkg_ref.enkg_r import surrogate, tail
-from enkg_ref.enkg_r.method import Config, EnKGR
+from enkg_ref.enkg_r.method import Config, EnKGR, State
 from enkg_ref.enkg_r.reference import Reference
+from enkg_ref.protocol import iterate
 from enkg_ref.run.checkpoint import load, save
 from enkg_ref.run.ledger import Ledger
 from problems.exact_toys import exact_toy
 from problems.linear_gaussian import linear_gaussian
 
 STRICTEST_EXTENSIONS = ("linalg",)
+KIND = {EnKGR: State, eki.EKI: eki.State}
 STANDARD = Reference(np.zeros(2), np.eye(2), np.ones(2))
 
 
@@ -81,7 +82,7 @@ def small(letter="C", **settings):
     method = EnKGR(toy.denoise, likelihood, STANDARD, Config(particles=8, levels=6, sigma_start=2.0, sigma_end=0.3))
     config = tail.Config(**{"chains": 8, "waves": 9, "burn_in": 4, "moves": 2, "draws": 3, "calls": 3, "rows": 60,
                             **settings})
-    return toy, tail.Tail(method, toy.denoise, likelihood, STANDARD, config)
+    return toy, tail.Tail(method, KIND[type(method)], toy.denoise, likelihood, STANDARD, config)
 
 
 def test_it_is_the_method_until_that_is_done_and_then_the_chains():
@@ -114,7 +115,7 @@ def test_a_run_taken_up_from_a_checkpoint_ends_bit_for_bit_the_same(tmp_path, at
     states = [s for s, _ in iterate(whole, toy.forward, whole.init(member_normals(0, 0, 8, (2,))))]
     save(tmp_path / "state.npz", states[at], {"method": "tail"})
     _, again = small()
-    state, _ = load(tmp_path / "state.npz", again.STATE, {"method": "tail"}, states[at].x)
+    state, *_ = load(tmp_path / "state.npz", tail.state_class(again.kind), {"method": "tail"}, states[at].x)
     resumed = [s for s, _ in iterate(again, toy.forward, state)]
     np.testing.assert_array_equal(resumed[-1].x, states[-1].x)
     np.testing.assert_array_equal(resumed[-1].trace, states[-1].trace)
@@ -147,7 +148,7 @@ def test_every_backend_gives_the_numbers_of_numpy(backend, propose):
             return xp.stack([x[:, 0] ** 2, x[:, 1]], axis=1)
         denoise = lambda x, s: x / (1.0 + s * s)  # noqa: E731
         method = eki.EKI(likelihood, eki.Config(1))
-        whole = tail.Tail(method, denoise, likelihood, STANDARD, tail.Config(
+        whole = tail.Tail(method, KIND[type(method)], denoise, likelihood, STANDARD, tail.Config(
             chains=4, waves=3, burn_in=1, moves=1, draws=2, calls=2, rows=40, propose=propose))
         return solve(whole, forward, like(member_normals(1, 0, 4, (2,)))).x
     got = run(lambda v: backend.array(v, "float64"), backend.xp)
@@ -156,7 +157,7 @@ def test_every_backend_gives_the_numbers_of_numpy(backend, propose):
 
 def test_it_ends_a_method_with_another_number_of_rows():
     toy, whole = small(chains=7)
-    whole = dataclasses.replace(whole, method=eki.EKI(whole.likelihood, eki.Config(4)))
+    whole = dataclasses.replace(whole, method=eki.EKI(whole.likelihood, eki.Config(4)), kind=eki.State)
     state = solve(whole, toy.forward, member_normals(0, 0, 3, (2,)))
     assert state.x.shape == (7, 2) and state.history_x.shape[0] == 4 * 3 + 5 * 7
 
@@ -202,7 +203,7 @@ def test_exact_draws_stay_exact_draws_though_the_surrogate_is_poor():
     J, n = 300, 31
     start = toy.exact.draw(np.random.default_rng(1), J)
     method = eki.EKI(likelihood, eki.Config(1, guidance=0.0), lambda noise: start)
-    whole = tail.Tail(method, toy.denoise, likelihood, STANDARD, tail.Config(
+    whole = tail.Tail(method, KIND[type(method)], toy.denoise, likelihood, STANDARD, tail.Config(
         chains=J, waves=n, burn_in=1, moves=2, draws=3, calls=5, rows=40, smallest=0.1))
     for state, info in iterate(whole, toy.forward, whole.init(member_normals(0, 0, J, (2,)))):  # noqa: B007
         pass
@@ -221,7 +222,7 @@ def test_with_a_linear_model_and_gaussian_prior_every_linear_move_is_accepted():
     rng = np.random.default_rng(2)
     start = rng.multivariate_normal(*problem.posterior, 60)
     method = eki.EKI(likelihood, eki.Config(1, guidance=0.0), lambda noise: start)
-    whole = tail.Tail(method, problem.denoise, likelihood, reference, tail.Config(
+    whole = tail.Tail(method, KIND[type(method)], problem.denoise, likelihood, reference, tail.Config(
         chains=60, waves=12, burn_in=1, propose=tail.linear_moves, rows=60))
     infos = [i for _, i in iterate(whole, problem.forward, whole.init(member_normals(0, 0, 60, (6,))))]
     assert infos[-1].mean_acceptance > 0.999
@@ -236,7 +237,7 @@ def test_the_second_branch_of_a_square_is_found_and_weighed():
         likelihood = Gaussian(toy.observation.y, toy.observation.noise)
         whole = tail.Tail(
             EnKGR(toy.denoise, likelihood, STANDARD, Config(particles=32, levels=23, sigma_start=2.0, sigma_end=0.15)),
-            toy.denoise, likelihood, STANDARD, tail.settings_by_rule(STANDARD, 32, 752))
+            State, toy.denoise, likelihood, STANDARD, tail.settings_by_rule(STANDARD, 32, 752))
         state = solve(whole, toy.forward, member_normals(item, 0, 32, (2,)))
         right = toy.exact.weights[toy.exact.points[:, 0] > 0].sum()
         distances.append(abs(np.mean(state.x[:, 0] > 0) - right))

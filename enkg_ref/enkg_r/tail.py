@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from .. import metropolis
-from .._xp import array_namespace, device, like, to_numpy
+from .._xp import array_namespace, finite_rows, like, take_rows, to_numpy
+from ..likelihood import predictions
 from .method import condition, isotropic, model_noise
 from .reference import Reference
 from .regression import ridge_regression
@@ -32,6 +33,7 @@ from .surrogate import kernel_regression, representative
 FIRST_STREAM = 10**6  # of the tail's random numbers: methods count theirs from 0
 EXPLORED = 0.7  # share of the burn-in in which every other wave explores
 REFITTED = 4  # the surrogate is refitted at each of the first few waves, then at every third of the burn-in
+FEWEST_CHAINS, MOST_CHAINS = 16, 64  # beside the particles of the method
 FAILED = 1e30  # misfit of an evaluation that is not finite
 SCALES = 6  # equal parts of log s whose use is adapted in the burn-in
 TRACED = 16  # leading modes that the certificate judges
@@ -202,21 +204,17 @@ def state_class(kind):
 class Tail:
     """``method``, whatever it is, and then the chains; with the verbs init, ask, tell, done of all methods.
 
-    reference : of the prior;  every prediction the method is told is an evaluation of G at what it asked for
+    kind : the class of the method's states (``protocol.Plan.state``);  reference : of the prior
+    Every prediction that the method is told is remembered as an evaluation of G at what it asked for.
     """
 
     method: Any
+    kind: type
     denoise: Callable
     likelihood: Any
     reference: Reference
     config: Config = Config()
     _fitted: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
-
-    ACCESS = frozenset({"forward", "denoiser", "reference"})
-
-    @property
-    def STATE(self):
-        return state_class(self.method.STATE)
 
     # ---- the verbs
     def init(self, noise):
@@ -238,7 +236,8 @@ class Tail:
             inner = self._inner(state)
             points = self.method.ask(inner)
             following, info = self.method.tell(inner, y_pred)
-            remembered = self._remember(state, points, self._differences(y_pred, points.shape[0]))
+            g = predictions(y_pred, points, self.likelihood)
+            remembered = self._remember(state, points, self.likelihood.whiten(self.likelihood.difference(g)))
             return self._begin_when_done(self._wrap(following, remembered)), info
         return self._wave(state, y_pred)
 
@@ -254,47 +253,38 @@ class Tail:
         return min(TRACED, self.reference.variances.size)
 
     def _wrap(self, inner, own):
-        return self.STATE(**own, **{OF + f.name: getattr(inner, f.name) for f in dataclasses.fields(inner)})
+        return state_class(self.kind)(**own, **{OF + f.name: getattr(inner, f.name) for f in dataclasses.fields(inner)})
 
     def _inner(self, state):
-        kind = self.method.STATE
-        return kind(**{f.name: getattr(state, OF + f.name) for f in dataclasses.fields(kind)})
+        return self.kind(**{f.name: getattr(state, OF + f.name) for f in dataclasses.fields(self.kind)})
 
     def _begin_when_done(self, state):
         inner = self._inner(state)
         if not self.method.done(inner):
             return state
         rows = np.arange(self.config.chains) % inner.x.shape[0]
-        x = _take(inner.x, rows)
+        x = take_rows(inner.x, rows)
         zero = x[(slice(None),) + (0,) * (x.ndim - 1)] * 0.0
         return dataclasses.replace(state, x=x, proposal=x, misfit=zero + FAILED, balance=zero, wave=0)
-
-    def _differences(self, y_pred, rows):
-        m = self.likelihood.size
-        if y_pred.shape[0] != rows or math.prod(y_pred.shape[1:]) != m:
-            raise ValueError(f"forward: got an output of shape {tuple(y_pred.shape)}, expected ({rows}, {m}): "
-                             "forward must return one row per particle")
-        xp = array_namespace(y_pred)
-        return self.likelihood.whiten(self.likelihood.difference(xp.reshape(y_pred, (rows, m))))
 
     def _remember(self, state, points, d):
         """{field: value} of the state's own fields with the finite rows of d added to the history."""
         xp = array_namespace(points, d)
         own = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if not f.name.startswith(OF)}
-        rows = np.flatnonzero(np.isfinite(to_numpy(d)).all(axis=1))
+        rows = np.flatnonzero(finite_rows(d))
         if len(rows):
             a = self.reference.coordinates(points)
-            own["history_x"] = xp.concat([state.history_x, _take(a, rows)])
-            own["history_d"] = xp.concat([state.history_d, _take(d, rows)])
+            own["history_x"] = xp.concat([state.history_x, take_rows(a, rows)])
+            own["history_d"] = xp.concat([state.history_d, take_rows(d, rows)])
         return own
 
     # ---- the chains' part
     def _wave(self, state, y_pred):
         c, J = self.config, self.config.chains
-        d = self._differences(y_pred, J)
-        xp = array_namespace(state.x, d)
-        finite = np.isfinite(to_numpy(d)).all(axis=1)
-        misfit = self.likelihood.misfit(xp.reshape(y_pred, (J, -1)))
+        g = predictions(y_pred, state.x, self.likelihood)
+        d = self.likelihood.whiten(self.likelihood.difference(g))
+        xp, finite = array_namespace(d), finite_rows(d)
+        misfit = self.likelihood.misfit(g)
         misfit = xp.where(xp.isfinite(misfit), misfit, FAILED * xp.ones_like(misfit))
         log_ratio = 0.5 * (state.misfit - misfit) - state.balance
         uniforms = metropolis.Streams(c.seed, FIRST_STREAM + c.waves + state.wave, J).uniforms()
@@ -334,7 +324,7 @@ class Tail:
         """The surrogate of the state's basis, kept for as long as the basis is."""
         if self._fitted.get("basis") is not state.basis:
             rows = to_numpy(state.basis).astype(int)
-            a, d = _take(state.history_x, rows), _take(state.history_d, rows)
+            a, d = take_rows(state.history_x, rows), take_rows(state.history_d, rows)
             self._fitted.update(basis=state.basis, model=fit(self._scaled(a) if inputs_of == self.inputs else a, d))
         return self._fitted["model"]
 
@@ -411,6 +401,29 @@ def _every(x, rows):
     return array_namespace(x).reshape(x, (rows, x.shape[0] // rows, *x.shape[1:]))
 
 
-def _take(x, rows):
-    xp = array_namespace(x)
-    return xp.take(x, xp.asarray(np.asarray(rows).astype(np.int32), device=device(x)), axis=0)
+def offered(method):
+    """The `protocol.Method` with a setting more, "tail": the share of the budget that goes to chains after it.
+
+    The method is planned with the rest of the budget. Raises ValueError for a share outside (0, 1), without a budget or
+    without a reference of the prior.
+    """
+    def plan(item, budget, c_vjp, seed, settings):
+        settings = dict(settings)
+        share = settings.pop("tail", 0.0)
+        if share == 0.0:
+            return method.plan(item, budget, c_vjp, seed, settings)
+        if not 0.0 < share < 1.0:
+            raise ValueError(f"tail: got {share}, expected a share of the forward calls, at least 0 and below 1")
+        if budget is None or item.reference is None:
+            raise ValueError(f"tail: got {share} without {'a budget' if budget is None else 'a reference of the prior'}"
+                             ", expected none")
+        own = method.plan(item, int(budget * (1.0 - share)), c_vjp, seed, settings)
+        chains = min(max(own.rows, FEWEST_CHAINS), MOST_CHAINS)
+        config = settings_by_rule(item.reference, chains, budget - int(budget * (1.0 - share)), item.sigma_range, seed)
+        whole = Tail(own.method, own.state, item.denoise, item.likelihood, item.reference, config)
+        return dataclasses.replace(
+            own, method=whole, settings={**own.settings, **{f"tail_{k}": v for k, v in config.describe().items()}},
+            waves=own.waves + config.waves, state=state_class(own.state),
+            why=f"{own.why}; then {chains} Metropolis chains of {config.waves} forward calls each".removeprefix("; "))
+
+    return dataclasses.replace(method, plan=plan, options=(*method.options, "tail"))
