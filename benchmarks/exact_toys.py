@@ -56,9 +56,9 @@ def run(name, toy, ref, item):
 
     start = time.process_time()
     plan = built(name, toy, ref, likelihood, item, counted)
-    state = plan.method.init(member_normals(item, 0, plan.rows, toy.event_shape))
+    noise = member_normals(item, 0, plan.rows, toy.event_shape)
     certificate = {}
-    for state, info in iterate(plan.method, counted("forward", toy.forward), state):  # noqa: B007 - the last one
+    for state, info in iterate(plan.method, counted("forward", toy.forward), plan.method.init(noise)):  # noqa: B007
         certificate.update({key: getattr(info, key) for key in CERTIFICATE if hasattr(info, key)})
     seconds = time.process_time() - start
     draws = toy.exact.draw(np.random.default_rng([9, item]), EXACT_DRAWS)

@@ -1,8 +1,8 @@
 """Moves that leave a posterior of a diffusion prior invariant, and how far chains of them have come.
 
-x_s = x0 + s eps, then x0' ~ p(x0 | x_s): the pair (x0, x0') has the density p(x0, x_s) p(x0', x_s)/p(x_s), symmetric, so
-the prior p is invariant and no density of it is ever needed. L is the likelihood, l~ any positive function that does
-not change while the chains run. Names (X1)-(X5) are used in the code:
+x_s = x0 + s eps, then x0' ~ p(x0 | x_s): the pair (x0, x0') has the density p(x0, x_s) p(x0', x_s)/p(x_s), symmetric,
+so the prior p is invariant and no density of it is ever needed. L is the likelihood, l~ any positive function that
+does not change while the chains run. Names (X1)-(X5) are used in the code:
 
     (X1)  accept x0' with probability min(1, L(x0')/L(x0))
     (X2)  the same for x_s = x0 + nu(x0) + s eps: `noising_log_ratio`
@@ -117,8 +117,8 @@ def potential_scale(chains):
 def effective_size(chains):
     """Effective number of independent draws among steps x chains, for every coordinate, from R-hat's variances.
 
-    The mean of all draws has the variance B/chains; independent draws of the total variance V = (n-1)/n W + B would have
-    V/N: N = chains V/B, at most steps x chains.  chains : host (steps n >= 2, chains >= 2, k);  -> (k,)
+    The mean of all draws has the variance B/chains; N independent draws of the total variance V = (n - 1)/n W + B would
+    have V/N: N = chains V/B, at most steps x chains.  chains : host (steps n >= 2, chains >= 2, k);  -> (k,)
     """
     chains = np.asarray(chains, dtype=np.float64)
     n, count = chains.shape[:2]

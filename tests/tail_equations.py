@@ -24,7 +24,7 @@ def ancestral_draw(x, levels, denoise, noise_of_level, residual):
 
 
 def noising_log_ratio(x_s, x, nu, x_new, nu_new, s):
-    """(X2) without the likelihoods: log of N(x_s; x' + nu', s^2) N(x_s; x, s^2)/(N(x_s; x + nu, s^2) N(x_s; x', s^2))."""
+    """(X2) without likelihoods: log N(x_s; x' + nu', s^2) N(x_s; x, s^2)/(N(x_s; x + nu, s^2) N(x_s; x', s^2))."""
     def log_normal(mean):
         return -sum((a - b) ** 2 for a, b in zip(x_s, mean)) / (2 * s * s)
     return (log_normal([a + b for a, b in zip(x_new, nu_new)]) + log_normal(x)

@@ -1,4 +1,4 @@
-"""The Metropolis tail: its surrogate equals plain loops, it ends any method, resumes, and samples the exact posterior."""
+"""The Metropolis tail: its surrogate equals plain loops, it ends any method, resumes, and samples the posterior."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tail_equations as spec
 
-from enkg_ref import Gaussian, member_normals, metropolis, solve
+from enkg_ref import Gaussian, member_normals, methods, metropolis, solve
 from enkg_ref.baselines import eki
 from enkg_ref.enkg_r import surrogate, tail
 from enkg_ref.enkg_r.method import Config, EnKGR, State
@@ -106,7 +106,7 @@ def test_the_ledger_counts_its_calls():
     whole = dataclasses.replace(whole, denoise=counted, method=dataclasses.replace(whole.method, denoise=counted))
     solve(whole, ledger.forward(toy.forward), member_normals(0, 0, 8, (2,)))
     assert ledger.counts["fwd_total"] == (6 + 9) * 8 and ledger.counts["fwd_seq"] == 15
-    assert ledger.counts["den_total"] == 6 * 8 + 8 * (2 * 3 * 3) * 8  # eight proposals, two moves, three levels and draws
+    assert ledger.counts["den_total"] == 6 * 8 + 8 * (2 * 3 * 3) * 8  # 8 proposals, 2 moves of 3 levels, 3 draws
 
 
 @pytest.mark.parametrize("at", [3, 8, 12])
@@ -197,7 +197,7 @@ def test_an_acceptance_is_that_of_the_loops():
 
 
 def test_exact_draws_stay_exact_draws_though_the_surrogate_is_poor():
-    """300 chains from the exact posterior of C, a surrogate of few evaluations, never refitted: 9,000 proposals in all."""
+    """300 chains from the exact posterior of C, a surrogate of few evaluations, never refitted: 9,000 proposals."""
     toy = exact_toy("C", 1)
     likelihood = Gaussian(toy.observation.y, toy.observation.noise)
     J, n = 300, 31
@@ -271,3 +271,44 @@ def test_bad_settings_are_named(settings, message):
         tail.Config(**settings)
     with pytest.raises(ValueError, match="tail: got 100 forward calls for 32 chains, expected at least 128"):
         tail.settings_by_rule(STANDARD, 32, 100)
+
+
+# ------------------------------------------------------------------------------------------------- a setting of methods
+def _item():
+    toy = exact_toy("C", 1)
+    return methods.Item(toy, Gaussian(toy.observation.y, 0.2), toy.denoise, reference=STANDARD, std=1.0)
+
+
+@pytest.mark.parametrize("name", ["enkg", "enkg-r", "eki"])
+def test_a_share_of_the_budget_of_any_method_goes_to_the_chains(name):
+    item = _item()
+    plan = methods.METHODS[name].plan(item, 600, 1.0, 3, {"tail": 0.4})
+    alone = methods.METHODS[name].plan(item, 360, 1.0, 3, {})
+    assert plan.rows == alone.rows
+    chains = plan.method.config.chains
+    assert plan.waves == alone.waves + 240 // chains
+    assert plan.state is tail.state_class(alone.state)
+    assert f"then {chains} Metropolis chains of {240 // chains} forward calls each" in plan.why
+    assert methods.METHODS[name].plan(item, 360, 1.0, 3, {"tail": 0.0}).settings == alone.settings
+
+
+def test_the_history_has_the_lines_of_the_method_and_of_the_chains():
+    item, method = _item(), methods.METHODS["enkg"]
+    plan = method.plan(item, 400, 1.0, 3, {"tail": 0.4})
+    whole = dataclasses.replace(plan.method, config=dataclasses.replace(plan.method.config, moves=1, draws=2, calls=2))
+    memory, lines = method.memory, []
+    for _, info in iterate(whole, item.forward, whole.init(member_normals(0, 0, plan.rows, (2,)))):
+        memory, line = method.observe(memory, info, item.likelihood)
+        lines.append(line)
+    assert "step" in lines[0] and "r_hat" in lines[-1]
+    assert tail.certificate({**lines[-1], "r_hat": None})[-1:] != [] and len(lines) == plan.waves
+
+
+def test_a_share_that_cannot_be_is_named():
+    item = _item()
+    with pytest.raises(ValueError, match="tail: got 1.5, expected a share of the forward calls"):
+        methods.METHODS["enkg"].plan(item, 600, 1.0, 0, {"tail": 1.5})
+    with pytest.raises(ValueError, match="tail: got 0.5 without a reference of the prior"):
+        methods.METHODS["enkg"].plan(dataclasses.replace(item, reference=None), 600, 1.0, 0, {"tail": 0.5})
+    with pytest.raises(ValueError, match="tail: got 0.5 without a budget"):
+        methods.METHODS["enkg"].plan(item, None, 1.0, 0, {"tail": 0.5})

@@ -292,6 +292,8 @@ def item_of(request, problem, prior, methods, lenient=False):
     lenient : what is not there is None, and the methods that need it can be refused; else it raises
     """
     needs = frozenset().union(*(METHODS[name].access for name in methods))
+    if getattr(request, "settings", {}).get("tail"):
+        needs = needs | {"reference"}
 
     def given(name, build):
         if name not in needs:

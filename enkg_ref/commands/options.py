@@ -54,6 +54,9 @@ SETTINGS = {  # of a method, by the names in its ``options``
     "stop": {"choices": STOPS, "help": "discrepancy stop, an extension, not in the paper; default none"},
     "failed": {"choices": ("shift", "keep", "raise"), "help": "what a failed forward call does to its particle; "
                "default shift"},
+    "tail": {"read": nonnegative, "metavar": "SHARE", "help": "share of --budget for Metropolis chains that start "
+             "where the method ends and sample the posterior, an extension, not in the paper; for few unknowns and "
+             "cheap priors; default none"},
     "preset": {"help": "a released configuration of the sampler (data and misfit stay the problem's): "
                f"{', '.join(PRESETS)}"},
     "paper": {"switch": True, "help": "the published settings exactly: the preset of the problem where it has one, "

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..compare.run import beside_truth
+from ..enkg_r import tail
 from ..run import figures, metrics, report, verdict
 from ..run.report import write_json
 
@@ -109,7 +110,9 @@ class Found:
         earlier = [values[3 * len(values) // 4] for values in ends if len(values) > 3]
         last = [next((line["kappa"] for line in reversed(lines) if line["ensemble"] == k and line.get("kappa")), None)
                 for k in range(self.count)]
-        known = [kappa for kappa in last if kappa is not None]
+        chains = [next((line for line in reversed(lines) if line["ensemble"] == k), {}) for k in range(self.count)]
+        chains = [tail.certificate(line) for line in chains if "r_hat" in line]  # they replace what kappa was about
+        known = [kappa for kappa in last if kappa is not None and not chains]
         facts = {}
         if len(g):
             within = np.concatenate([g[index == k] - g[index == k].mean(axis=0) for k in np.unique(index)])
@@ -121,6 +124,7 @@ class Found:
             m, len(self.ensemble) // self.count, best=min(made["misfit"], default=None),
             earlier=float(np.median(earlier)) if earlier else None,
             resolved=max(made["resolved"], default=None), kappa=max(known, default=None), separation=separation,
+            chains=tuple(dict.fromkeys(doubt for found in chains for doubt in found)),
             failed=counts["failed_fwd"] / max(counts["fwd_total"], 1), lost=float(np.mean(~self.finite)),
             assumed=self.problem.observation.noise_is_assumed, **facts)
 

@@ -226,7 +226,7 @@ class Setup:
             if name not in known:
                 raise ValueError(f"{name}: got {settings[name]} with method {request.method}, expected "
                                  f"{', '.join(sorted(known)) or '--budget CALLS'} only")
-        if request.reference is not None and "reference" not in method.access:
+        if request.reference is not None and "reference" not in method.access and not settings.get("tail"):
             raise ValueError(f"reference: got {building.named(request.reference)} with method {request.method}, which "
                              "needs none")
         return settings

@@ -25,6 +25,7 @@ import numpy as np
 from .. import metropolis
 from .._xp import array_namespace, finite_rows, like, take_rows, to_numpy
 from ..likelihood import predictions
+from ..protocol import as_line
 from .method import condition, isotropic, model_noise
 from .reference import Reference
 from .regression import ridge_regression
@@ -47,7 +48,7 @@ def kernel_moves(tail, state, x, streams, optimistic):
 
     -> x', log l~(x') - log l~(x), share of moves that left their point, (SCALES, 2) squared distances by s and counts
     """
-    c, J = tail.config, x.shape[0]
+    c = tail.config
     xp = array_namespace(x)
     model = tail.model(state, tail.inputs, kernel_regression)
 
@@ -61,18 +62,25 @@ def kernel_moves(tail, state, x, streams, optimistic):
     for _ in range(c.moves):
         part = int(scales.choice(SCALES, p=chances))
         s = c.smallest * (c.largest / c.smallest) ** ((part + scales.random()) / SCALES)
-        x_s = x + s * streams.normals(x.shape[1:], x)
-        drawn = _every(metropolis.ancestral_draw(
-            _repeat(x_s, c.draws), metropolis.ancestral_levels(s, c.calls, least=c.least), tail.denoise,
-            lambda: _flat(streams.normals((c.draws, *x.shape[1:]), x)), tail.residual), J)
-        weights = xp.concat([here[:, None], _every(log_likelihood(_flat(drawn)), J)], axis=1)
-        chosen = metropolis.choose(weights, streams.uniforms((c.draws + 1,)))
-        points = xp.concat([x[:, None, ...], drawn], axis=1)
-        before, x = x, xp.sum(points * xp.reshape(chosen, (J, c.draws + 1) + (1,) * (x.ndim - 1)), axis=1)
-        here = xp.sum(weights * chosen, axis=1)
+        before, (x, here, chosen) = x, _move(tail, x, here, s, streams, log_likelihood)
         moved += 1.0 - float(xp.mean(chosen[:, 0]))
         jumps[part] += float(xp.mean((tail.inputs(x) - tail.inputs(before)) ** 2)), 1.0
     return x, here - start, moved / c.moves, jumps
+
+
+def _move(tail, x, here, s, streams, log_likelihood):
+    """(X4) at level s from x, whose log l~ is ``here``.  -> the new x, its log l~, which was chosen (J, M + 1)"""
+    c, J = tail.config, x.shape[0]
+    xp = array_namespace(x)
+    x_s = x + s * streams.normals(x.shape[1:], x)
+    drawn = _every(metropolis.ancestral_draw(
+        _repeat(x_s, c.draws), metropolis.ancestral_levels(s, c.calls, least=c.least), tail.denoise,
+        lambda: _flat(streams.normals((c.draws, *x.shape[1:]), x)), tail.residual), J)
+    weights = xp.concat([here[:, None], _every(log_likelihood(_flat(drawn)), J)], axis=1)
+    chosen = metropolis.choose(weights, streams.uniforms((c.draws + 1,)))
+    points = xp.concat([x[:, None, ...], drawn], axis=1)
+    picked = xp.sum(points * xp.reshape(chosen, (J, c.draws + 1) + (1,) * (x.ndim - 1)), axis=1)
+    return picked, xp.sum(weights * chosen, axis=1), chosen
 
 
 def scale_chances(jumps):
@@ -133,9 +141,9 @@ class Config:
     smallest: float = 0.05
     largest: float = 3.0
     least: float = 0.0
-    moves: int = 16
+    moves: int = 10
     draws: int = 8
-    calls: int = 6
+    calls: int = 5
     rows: int = 300
     seed: int = 0
 
@@ -371,6 +379,12 @@ def doubts(mean_acceptance, r_hat, effective):
     return found
 
 
+def certificate(line):
+    """`doubts` about the last history line {name: number} of chains, where what is not known is None."""
+    return doubts(*(math.nan if line[name] is None else line[name] for name in ("mean_acceptance", "r_hat",
+                                                                                "effective")))
+
+
 def settings_by_rule(reference, chains, budget, sigma_range=(0.0, math.inf), seed=0):
     """Settings of a tail of ``budget`` forward calls: half of the waves are burn-in, s in [0.05, 3] x the prior's std.
 
@@ -426,4 +440,7 @@ def offered(method):
             waves=own.waves + config.waves, state=state_class(own.state),
             why=f"{own.why}; then {chains} Metropolis chains of {config.waves} forward calls each".removeprefix("; "))
 
-    return dataclasses.replace(method, plan=plan, options=(*method.options, "tail"))
+    def observe(memory, info, likelihood):
+        return as_line(memory, info, likelihood) if isinstance(info, Info) else method.observe(memory, info, likelihood)
+
+    return dataclasses.replace(method, plan=plan, observe=observe, options=(*method.options, "tail"))

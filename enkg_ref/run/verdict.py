@@ -38,7 +38,7 @@ class Evidence:
     spread : tr(Gamma^-1 C_yy) of the last predictions, within the ensembles
     resolved : sum l/(1 + l) over the eigenvalues l of Gamma^-1/2 C_yy Gamma^-1/2 where it was largest, early in the
         run: what ``spread`` should be at the end
-    kappa : of EnKG-R;  separation : of independent ensembles
+    kappa : of EnKG-R;  separation : of independent ensembles;  chains : doubts about Metropolis chains, in words
     failed, lost : shares of the forward calls, and of the last predictions, that failed
     assumed : the noise level is a guess of this program
     """
@@ -53,6 +53,7 @@ class Evidence:
     resolved: float | None = None
     kappa: float | None = None
     separation: float | None = None
+    chains: tuple[str, ...] = ()
     failed: float = 0.0
     lost: float = 0.0
     assumed: bool = False
@@ -119,6 +120,9 @@ def _doubts(e):
     if e.kappa is not None and e.kappa > SURPRISED:
         doubts.append("the data surprised the regressed model")
         advice = "a larger --budget"
+    if e.chains:
+        doubts += e.chains
+        advice = "a larger --budget or --tail, or several --ensembles"
     return doubts, advice
 
 
