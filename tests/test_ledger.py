@@ -1,12 +1,12 @@
 """The counts of a run equal their closed forms, however the calls are chunked; the parts of the wall add up."""
 
-import dataclasses
 import time
 
 import numpy as np
 import pytest
 
-from enkg_ref import PRESETS, EnKG, Gaussian, iterate, member_normals
+from enkg_ref import PRESETS, Gaussian, correct, member_normals, solve
+from enkg_ref.extensions import guarded
 from enkg_ref.run.ledger import PARTS, Ledger, add
 from enkg_ref.run.members import chunked
 
@@ -21,15 +21,14 @@ def dummy_denoiser(x, sigma):
     ("black-hole-official", 63, 749), ("inversebench", 158, 958)])
 def test_that_the_counts_of_a_preset_run_equal_the_published_closed_forms(preset, forward, denoiser, chunk):
     J, book = 5, Ledger()
-    config = dataclasses.replace(PRESETS[preset], particles=J, guard=64.0)
-    run = EnKG(book.denoiser(chunked(dummy_denoiser, chunk)), Gaussian(np.zeros(3), 1.0), config)
+    settings = PRESETS[preset].but(particles=J)
+    run = settings.method(book.denoiser(chunked(dummy_denoiser, chunk)), Gaussian(np.zeros(3), 1.0), guarded(correct))
     answer = book.forward(chunked(lambda x: np.sin(x[:, :3]) + x[:, 1:4], chunk))
-    *_, (_, info) = iterate(run, answer, run.init(member_normals(0, 0, J, (4,))))
+    solve(run, answer, member_normals(0, 0, J, (4,)))
     counts = book.as_dict()
     assert (counts["fwd_seq"], counts["den_seq"]) == (forward, denoiser)
     assert (counts["fwd_total"], counts["den_total"], counts["phys_net"]) == (J * forward, J * denoiser, J * denoiser)
-    assert config.counts() == {"forward": forward, "denoiser": denoiser}
-    assert info.forward_calls == forward
+    assert settings.counts() == {"forward": forward, "denoiser": denoiser}
     assert counts["den_vjp_total"] == counts["fwd_vjp_total"] == counts["diag_fwd"] == counts["failed_fwd"] == 0
 
 
