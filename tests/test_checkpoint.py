@@ -36,9 +36,9 @@ def tempered():
 def follow(method, state, memory):
     """[(state, memory, line)] of every update from here on."""
     out = []
-    for state, info in iterate(method, PROBLEM.forward, state):
+    for following, info in iterate(method, PROBLEM.forward, state):
         memory, line = observe(memory, info, LIKELIHOOD)
-        out.append((state, memory, plain(line)))
+        out.append((following, memory, plain(line)))
     return out
 
 

@@ -162,7 +162,8 @@ def test_that_a_program_that_writes_no_real_numbers_of_the_right_size_is_a_faile
     script.write_text("import sys, numpy as np\nx = np.load(sys.argv[1])\n"
                       "np.save(sys.argv[2], x * 1j if x[0] > 1 else x[:1] if x[0] < 0 else x)\n")
     seen = []
-    forward = Program(f"{sys.executable} {script} {{input}} {{output}}", 2, log=lambda failures, J: seen.extend(failures))
+    forward = Program(f"{sys.executable} {script} {{input}} {{output}}", 2,
+                      log=lambda failures, J: seen.extend(failures))
     y = forward(np.array([[1.0, 2.0], [2.0, 2.0], [-1.0, 0.0]]))
     assert y[0].tolist() == [1.0, 2.0] and np.isnan(y[1:]).all()
     assert "2 numbers of type complex128" in seen[0].error and "1 numbers of type float64" in seen[1].error
