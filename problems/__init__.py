@@ -14,6 +14,7 @@ PROBLEMS = {
     "deblurring": "problems.imaging:DEBLURRING",
     "phase-retrieval": "problems.imaging:PHASE_RETRIEVAL",
     "kolmogorov": "problems.kolmogorov:ENTRY",
+    "lorenz96": "problems.lorenz96:ENTRY",
     "linear-gaussian": "problems.linear_gaussian:ENTRY",
 }
 """The table: name -> "module:entry". The module is loaded when the problem is asked for."""
@@ -39,6 +40,16 @@ def options():
         for option in entry(name).options:
             found.setdefault(option.name, []).append((name, option))
     return found
+
+
+def help_of(name):
+    """Line of help for an option that several problems may have, with their defaults."""
+    words = {}
+    for problem, option in options()[name]:
+        default = "" if option.default is None else f"; default {option.default}"
+        words.setdefault(option.help + default, []).append(problem)
+    return next(iter(words)) if len(words) == 1 else ". ".join(
+        f"{', '.join(having)}: {line}" for line, having in words.items())
 
 
 def build(name, **given):

@@ -15,7 +15,7 @@ import numpy as np
 from onnx_priors.gaussian import GaussianPrior
 
 from ._xp import array_namespace
-from .problem import Observation, Problem
+from .problem import ITEM, Entry, Observation, Option, Problem, nonnegative, positive
 
 FORCING = 8.0
 STEP = 0.01
@@ -104,7 +104,7 @@ def gaussian_prior(d=DIMENSION):
 def lorenz96(horizon=0.2, noise=1.0, seed=0, d=DIMENSION):
     """Problem builder: y = every second coordinate after time ``horizon``, plus noise.
 
-    horizon : time T >= 0, a multiple of the step .01;  noise : standard deviation;  seed : truth and data noise
+    horizon : time T >= 0, a multiple of the step 0.01;  noise : standard deviation;  seed : truth and data noise
     Raises ValueError for a negative horizon or one that is no multiple of the step, noise <= 0, d < 4.
     """
     steps = round(horizon / STEP)
@@ -128,6 +128,19 @@ def lorenz96(horizon=0.2, noise=1.0, seed=0, d=DIMENSION):
         return integrate_adjoint(x, xp.reshape(rows, (v.shape[0], -1))[:, :d], steps)
 
     y = forward(truth[None])[0] + noise * rng.standard_normal((d + 1) // 2)
+    prior = gaussian_prior(d)
     return Problem(name="lorenz96", event_shape=(d,), forward=forward, forward_vjp=forward_vjp,
-                   observation=Observation(y=y, noise=noise), truth=truth, gaussian=gaussian_prior(d),
+                   observation=Observation(y=y, noise=noise), truth=truth, gaussian=prior, prior="gaussian",
+                   known={"prior mean": prior.mean},
                    notes=f"Lorenz-96, d = {d}, horizon {horizon}; Gaussian prior fitted to the attractor")
+
+
+def build(horizon=0.2, noise=1.0, item=0):
+    """Problem ``item``: the seed of `lorenz96`."""
+    return lorenz96(horizon, noise, item)
+
+
+ENTRY = Entry(
+    build, "state of the Lorenz-96 ring from half of a later one; Gaussian of the attractor as prior",
+    (Option("horizon", nonnegative, "time of the observation, a multiple of 0.01", 0.2),
+     Option("noise", positive, "standard deviation of the data", 1.0), ITEM))

@@ -43,7 +43,7 @@ class Problem:
     units : str                     of the physical field
     truth : array (*event) or None  physical units
     forward_vjp : (x, v) -> J_G(x)^T v, shapes (J, *event), (J, m) -> (J, *event), or None
-    prior : str or None             name of the shipped prior that fits
+    prior : str or None             name of the shipped prior that fits, or "gaussian": the problem's own ``gaussian``
     gaussian : Gaussian prior in prior units (``onnx_priors.gaussian.GaussianPrior``: mean, denoise, denoise_vjp, ...)
         with the first two moments of the fields, or None; the prior itself where ``posterior`` is known
     known : mapping                 answers that need no run, (*event) in physical units, e.g. "prior mean"

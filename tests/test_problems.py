@@ -1,13 +1,17 @@
 """The table of problems: options read, refused and recorded by name; a problem is one file and one line."""
 
 import inspect
+import json
+import re
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import problems
+from enkg_ref import cli
 from problems import black_hole, imaging
 from problems.problem import Observation, Problem, assumed_noise
 
@@ -29,6 +33,46 @@ TOY = """
 """
 
 
+README = (Path(problems.__file__).parent / "README.md").read_text()
+
+
+@pytest.fixture
+def signal(tmp_path, monkeypatch):
+    """The example of problems/README.md: its file and its line."""
+    source, line = re.findall(r"```python\n(.*?)```", README, re.S)
+    (tmp_path / "blurred_signal.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    name, place = re.fullmatch(r'\s*"(.*)": "problems\.(.*)",\s*', line).groups()
+    monkeypatch.setitem(problems.PROBLEMS, name, place)
+    yield
+    sys.modules.pop("blurred_signal", None)
+
+
+def test_that_the_problem_of_the_readme_is_listed_solved_and_compared(signal, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    problem = problems.build("blurred-signal", item="3", width=3)
+    x = problem.gaussian.sample(np.random.default_rng(0), 2)
+    plain = [[np.mean([row[(i + k) % 64] for k in (-1, 0, 1)]) for i in range(0, 64, 4)] for row in x]
+    np.testing.assert_allclose(problem.forward(x), plain, rtol=1e-12, atol=1e-12)
+    commands = re.findall(r"^enkg (.*blurred-signal.*)$", README, re.M)
+    assert cli.main(["list"]) == 0 and "blurred-signal" in capsys.readouterr().out
+    assert len(commands) == 2
+    for command in commands:
+        words = command.replace("512 --items 5", "128 --items 1 --seeds 1").split()
+        assert cli.main([*words, "--quiet", "--out", f"out-{words[0]}"]) == 0
+    errors = json.loads(Path("out-solve/summary.json").read_text())["metrics"]
+    assert errors["relative_l2_of_mean"] < 0.5  # the prior mean has 1
+    assert "enkg-r" in Path("out-compare/table.txt").read_text()
+
+
+def test_that_the_readme_names_every_problem_and_every_file_it_lists_exists():
+    rows = [row.split("|") for row in README.splitlines() if row.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row[1])]
+    assert sorted(named) == sorted(problems.PROBLEMS)
+    for pattern in (name for row in rows for name in re.findall(r"`([^`]+)`", row[2])):
+        assert list(Path(problems.__file__).parent.glob(pattern)), pattern
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """A problem added by one file and one line in the table."""
@@ -47,6 +91,12 @@ def test_that_one_file_and_one_line_make_a_problem(toy):
     assert ("toy", "a toy") == (problem.name, problems.entry("toy").words)
     assert [name for name, _ in problems.options()["blur"]] == ["toy"]
     assert problems.arguments("toy", blur="0.5", noise=1.0) == {"blur": 0.5, "shots": 10.0}
+
+
+def test_that_the_help_of_an_option_tells_apart_the_problems_that_have_it(toy):
+    assert problems.help_of("blur") == "factor; default 2.0"
+    words = problems.help_of("size")
+    assert "navier-stokes: grid points per axis" in words and "inpainting, super-resolution, " in words
 
 
 def test_that_options_hold_for_measured_or_for_simulated_data(toy, tmp_path):

@@ -121,10 +121,8 @@ def of_problems(without=()):
     """[(group, name, spec)]: the options of the problems by who has them; `problems.build` reads their texts."""
     out = []
     for name, having in problems.options().items():
-        option = having[0][1]
         if name not in without:
             own = name not in problems.SHARED
-            default = "" if not own or option.default is None else f"; default {option.default}"
             group = ", ".join(problem for problem, _ in having) if own else "data"
-            out.append((group, name, {"help": option.help + default}))
+            out.append((group, name, {"help": problems.help_of(name) if own else having[0][1].help}))
     return out
