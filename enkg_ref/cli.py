@@ -101,11 +101,10 @@ def run_solve(given):
     request = solve_request(given)
     with contextlib.closing(_Bar("update", given.quiet)) as bar:
         found = solve.solve(request, bar.advance)
-    if not given.quiet:
-        there = [name for name in folder.OUTPUTS if (request.out / name).exists()]
-        print(report.text(found.summary))
-        print(f"  written to {request.out}/: {', '.join([*there, *found.summary.get('files', ())])}")
-    return 1 if given.strict and found.summary["verdict"]["kind"] != FITTED else 0
+    there = [name for name in folder.OUTPUTS if (request.out / name).exists()]
+    words = f"  written to {request.out}/: {', '.join([*there, *found.summary.get('files', ())])}"
+    code = 0 if given.quiet else _show(f"{report.text(found.summary)}\n{words}")
+    return 1 if given.strict and found.summary["verdict"]["kind"] != FITTED else code
 
 
 def run_compare(given):
@@ -113,11 +112,9 @@ def run_compare(given):
     with contextlib.closing(_Bar("run", given.quiet)) as bar:
         summary = compare.compare(request, lambda record, done, total: bar.advance(done, total, record),
                                   None if given.quiet else lambda words: print(words, flush=True))
-    if not given.quiet:
-        plot = ", pareto.png" if (request.out / "pareto.png").exists() else ""
-        print(compare.to_text(summary))
-        print(f"  written to {request.out}/: table.txt, table.csv, results.json, runs/{plot}")
-    return 0
+    plot = ", pareto.png" if (request.out / "pareto.png").exists() else ""
+    words = f"  written to {request.out}/: table.txt, table.csv, results.json, runs/{plot}"
+    return 0 if given.quiet else _show(f"{compare.to_text(summary)}\n{words}")
 
 
 def run_verify(given):
@@ -125,8 +122,7 @@ def run_verify(given):
 
 
 def run_list(given):
-    print(listing.text())
-    return 0
+    return _show(listing.text())
 
 
 CALLS = {"solve": run_solve, "compare": run_compare, "verify": run_verify, "list": run_list}
@@ -179,10 +175,7 @@ def main(argv=None):
         warnings.showwarning = lambda message, *_: _say(f"warning: {_line(message)}", 0)
         try:
             given = parse(argv)
-            code = CALLS[given.command](given)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            return code
+            return CALLS[given.command](given)
         except BrokenPipeError:  # `enkg list | head`: the reader has what it wanted; nothing is left for the last flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0 if given.command == "list" else 1
@@ -194,9 +187,24 @@ def main(argv=None):
             return _say(f"error: {_line(error)}", 2)
 
 
+def _show(words):
+    """Print; 0, or 1 where nothing can be written there: the results are in their folder all the same."""
+    try:
+        print(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left for the last flush
+        return _say(f"stdout: not written ({error.strerror})", 1)
+    return 0
+
+
 def _say(words, code):
     if sys.stderr is not None:
-        print(f"enkg: {words}", file=sys.stderr)
+        show = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # beside the bar, not into it
+        show(f"enkg: {words}", file=sys.stderr)
     return code
 
 

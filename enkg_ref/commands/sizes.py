@@ -20,7 +20,9 @@ def refuse_impossible(settings, budget, rows=None, event_shape=()):
             raise ValueError(f"{name}: got {settings[name]}, expected at most {MOST_STEPS}")
     if _number(budget) > MOST_CALLS:
         raise ValueError(f"budget: got {budget} forward calls, expected at most {MOST_CALLS}")
-    particles = _number(settings.get("particles") if rows is None else rows)
+    if rows is None:
+        return
+    particles = rows
     calls = particles * max(_number(settings.get("steps")), 1) * max(_number(settings.get("updates")), 1)
     memory, needed = installed(), particles * math.prod(event_shape) * 8 * COPIES
     if needed > memory:

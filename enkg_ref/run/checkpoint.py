@@ -65,8 +65,8 @@ def load(path, kind, about, x, memory=None):
 def described(numbers):
     """``numbers`` as a description of a run holds them: one number as it is, many by range and fingerprint."""
     array = np.ascontiguousarray(np.asarray(numbers, dtype=np.float64))
-    if array.ndim == 0:
-        return float(array)
+    if array.ndim < 2 and np.all(array == array.flat[0]):
+        return float(array.flat[0])
     digest = hashlib.sha256(array.tobytes()).hexdigest()[:12]
     return f"{array.size} numbers from {array.min():.6g} to {array.max():.6g} (sha256 {digest})"
 

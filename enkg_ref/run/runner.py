@@ -67,7 +67,9 @@ def advance(run, place, ledger):
     """Generator of (`Place`, history line) after every update until the method is done."""
     for state, info in ledger.timed(iterate(run.plan.method, run.forward, place.state)):
         with ledger.clock("record"):
-            memory, line = run.observe(place.memory, info, run.likelihood)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of single updates: the summary counts what they warn of
+                memory, line = run.observe(place.memory, info, run.likelihood)
             place = Place(state, memory, place.updates + 1)
         yield place, line
 
