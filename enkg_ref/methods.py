@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import plan
-from .baselines import blade, deft, diffpir, dpg, dps, eki, gsg, mmps, pnpdm, scg
+from .baselines import blade, deft, diffpir, dpg, dps, dw_ekcn, dw_rwmh, eki, fk_steering, gsg, mmps, pnpdm, scg
 from .baselines.chain import operator_norm
 from .enkg_r import rule, tail
 from .protocol import one_of
@@ -99,6 +99,9 @@ METHODS = {name: tail.offered(method) for name, method in {
     "pnpdm": pnpdm.METHOD,
     "deft": deft.METHOD,
     "blade": blade.METHOD,
+    "dw-rwmh": dw_rwmh.METHOD,
+    "dw-ekcn": dw_ekcn.METHOD,
+    "fk-steering": fk_steering.METHOD,
 }.items()}
 MISSING = {  # what a method may ask for, in words
     "denoiser_vjp": "a prior with a VJP (the *_vjp.onnx beside the denoiser, or an analytic prior)",

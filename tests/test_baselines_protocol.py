@@ -10,18 +10,23 @@ from enkg_ref.baselines import (
     DEFT,
     DPG,
     DPS,
+    DWEKCN,
+    DWRWMH,
     EKI,
     GSG,
     MMPS,
     SCG,
     Blade,
     DiffPIR,
+    FKSteering,
     PnPDM,
     blade,
     deft,
     diffpir,
     dpg,
     dps,
+    dw_rwmh,
+    fk_steering,
     gsg,
     mmps,
     pnpdm,
@@ -90,6 +95,9 @@ BUILD = {
         outer=3, rho_max=1.0, inner=3, guidance=0.1, mode="correction", prior_steps=8, last_step_prior=False)),
     "mmps": lambda w: MMPS(w.denoise, w.denoise_vjp, w.forward_vjp, w.likelihood, mmps.Config(steps=4, solver=2)),
     "deft": lambda w: DEFT(w.denoise, w.correction, deft.Config(steps=9)),
+    "dw-rwmh": lambda w: DWRWMH(w.denoise, w.likelihood, dw_rwmh.Config(steps=6, calls=3, start_calls=4)),
+    "dw-ekcn": lambda w: DWEKCN(w.denoise, w.likelihood, dw_rwmh.Config(steps=6, calls=3, start_calls=4)),
+    "fk-steering": lambda w: FKSteering(w.denoise, w.likelihood, fk_steering.Config(steps=7, sigma_max=5.0)),
 }
 R = 5
 NOISE = member_normals(3, 0, R, EVENT)
@@ -137,6 +145,8 @@ CLOSED_FORMS = {
     "blade-correction": (9 * R, 9, sum(BLADE[:2]) * R, sum(BLADE[:2]), 0, 0),
     "mmps": (12 * R, 12, 4 * R, 4, 8 * R, 8 * R),
     "deft": (0, 0, 9 * R, 9, 0, 0),
+    "dw-rwmh": (7 * R, 7, (4 + 6 * 3) * R, 4 + 6 * 3, 0, 0), "dw-ekcn": (7 * R, 7, (4 + 6 * 3) * R, 4 + 6 * 3, 0, 0),
+    "fk-steering": (7 * R, 7, 7 * R, 7, 0, 0),
 }
 COLUMNS = ("fwd_total", "fwd_seq", "den_total", "den_seq", "den_vjp_total", "fwd_vjp_total")
 
@@ -209,7 +219,7 @@ def test_the_ledger_does_not_see_the_chunks(size):
     assert {key: ledger.counts[key] for key in method.counts(R)} == method.counts(R)
 
 
-CHAINS = [name for name in BUILD if not name.startswith(("eki", "blade"))]
+CHAINS = [name for name in BUILD if not name.startswith(("eki", "blade", "dw-", "fk-"))]
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -261,7 +271,8 @@ def test_the_report_of_a_wave_is_the_misfit_of_its_mean_and_the_mean_misfit():
 
 
 @pytest.mark.parametrize("name", ["eki", "eki-kalman", "scg", "dpg", "forward-gsg", "central-gsg", "dps", "diffpir",
-                                  "pnpdm", "blade", "blade-correction", "mmps", "deft"])
+                                  "pnpdm", "blade", "blade-correction", "mmps", "deft", "dw-rwmh", "dw-ekcn",
+                                  "fk-steering"])
 def test_every_back_end_gives_the_numbers_of_numpy(name, backend):
     plain = World()
     expected = solve(BUILD[name](plain), plain.forward, NOISE).x
@@ -317,7 +328,7 @@ def test_a_wrong_number_of_predictions_is_named(name):
         method.tell(method.init(NOISE), world.forward(NOISE)[:1])
 
 
-@pytest.mark.parametrize("name", [name for name in BUILD if not name.startswith(("deft", "scg"))])
+@pytest.mark.parametrize("name", [name for name in BUILD if not name.startswith(("deft", "scg", "dw-", "fk-"))])
 def test_a_prediction_that_is_not_finite_is_named_with_its_row(name):
     world = World()
     method = BUILD[name](world)
