@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from enkg_ref import Closures, Gaussian
+from enkg_ref import Closures, Gaussian, Poisson
 
 M = 4
 RNG = np.random.default_rng(8)
@@ -16,6 +16,7 @@ FACTOR = RNG.standard_normal((M, M))
 DENSE = FACTOR @ FACTOR.T + 0.3 * np.eye(M)
 ANGULAR = np.array([True, True, False, False])
 WEIGHTS = np.array([1.0, 0.5, 2.0, 0.0])
+COUNTS = np.array([0.0, 1.0, 7.0, 40.0])
 
 
 def precision(backend):
@@ -55,9 +56,58 @@ def test_closure_residual_and_misfit_equal_their_closed_forms(backend, phase_los
     np.testing.assert_allclose(backend.numpy(likelihood.misfit(ours)), misfit, rtol=20 * tolerance)
 
 
+@pytest.mark.parametrize("background", [0.0, 2.5, np.array([0.5, 0.0, 3.0, 10.0])])
+def test_poisson_residual_deviance_and_whitening_equal_their_closed_forms(backend, background):
+    dtype, tolerance = precision(backend)
+    likelihood, g = Poisson(COUNTS, background), np.abs(G) * np.array([1.0, 2.0, 5.0, 30.0]) + 0.2
+    residual, deviance = np.empty_like(g), np.zeros(6)
+    for j in range(6):
+        for a in range(M):
+            rate = g[j, a] + np.broadcast_to(background, M)[a]
+            residual[j, a] = 1.0 - COUNTS[a] / rate
+            logarithm = COUNTS[a] * math.log(COUNTS[a] / rate) if COUNTS[a] else 0.0
+            deviance[j] += 2.0 * (rate - COUNTS[a] + logarithm)
+    ours = backend.array(g, dtype)
+    np.testing.assert_allclose(backend.numpy(likelihood.residual(ours)), residual, rtol=tolerance, atol=10 * tolerance)
+    np.testing.assert_allclose(backend.numpy(likelihood.misfit(ours)), deviance, rtol=50 * tolerance)
+    difference = g + background - COUNTS
+    np.testing.assert_allclose(backend.numpy(likelihood.difference(ours)), difference, rtol=0, atol=100 * tolerance)
+    np.testing.assert_allclose(backend.numpy(likelihood.whiten(ours)), g / np.sqrt([1.0, 1.0, 7.0, 40.0]), rtol=tolerance)
+
+
+def test_a_poisson_rate_below_the_floor_counts_as_the_floor():
+    likelihood = Poisson([3.0, 0.0], background=0.05, floor=0.2)
+    at_floor = likelihood.residual(np.array([[0.15, 0.15]]))
+    for g in ([[-5.0, -1.0]], [[0.0, 0.1]]):
+        assert np.array_equal(likelihood.residual(np.array(g)), at_floor)
+        assert likelihood.misfit(np.array(g)) == likelihood.misfit(np.array([[0.15, 0.15]]))
+    np.testing.assert_allclose(at_floor, [[1.0 - 3.0 / 0.2, 1.0]], rtol=1e-14)
+    assert likelihood.residual(np.array([[0.16, 0.15]]))[0, 0] > at_floor[0, 0]
+
+
+def test_the_poisson_deviance_of_the_truth_is_about_m_and_nowhere_smaller_than_at_the_counts():
+    rate, draws = np.array([30.0, 80.0, 200.0]), 5000
+    y = np.random.default_rng(3).poisson(rate, size=(draws, 3))
+    deviance = np.array([Poisson(row).misfit(rate[None])[0] for row in y[:1000]])
+    assert abs(deviance.mean() - 3.0) < 5 * math.sqrt(6 / 1000) + 0.05  # E = m + O(1/rate)
+    best = Poisson(COUNTS[1:])
+    assert best.misfit(COUNTS[None, 1:])[0] == pytest.approx(0.0, abs=1e-13)
+    assert np.all(best.misfit(COUNTS[None, 1:] * np.linspace(0.5, 1.5, 11)[:, None]) >= -1e-13)
+
+
+def test_the_unweighted_likelihoods_keep_the_data_and_drop_the_noise():
+    g = np.random.default_rng(4).standard_normal((3, M))
+    plain = Gaussian(Y, DENSE).unweighted()
+    np.testing.assert_allclose(plain.residual(g), g - Y, rtol=1e-15)
+    assert (Gaussian(Y, 0.3).unweighted_scale, Gaussian(Y, SD).unweighted_scale) == (0.3, 1.0)
+    for likelihood in (Closures(Y, SD, ANGULAR), Poisson(COUNTS)):
+        assert likelihood.unweighted() is likelihood and likelihood.unweighted_scale == 1.0
+
+
 @pytest.mark.parametrize("likelihood", [Gaussian(Y, 0.4), Gaussian(Y, SD), Gaussian(Y, DENSE),
-                                        Closures(Y, SD, ANGULAR, WEIGHTS), Closures(Y, SD, ANGULAR, WEIGHTS, "square")],
-                         ids=["number", "diagonal", "dense", "cos", "square"])
+                                        Closures(Y, SD, ANGULAR, WEIGHTS), Closures(Y, SD, ANGULAR, WEIGHTS, "square"),
+                                        Poisson(COUNTS, 6.0)],
+                         ids=["number", "diagonal", "dense", "cos", "square", "poisson"])
 def test_the_residual_is_half_the_gradient_of_the_misfit(likelihood):
     h = 1e-5
     numerical = np.empty_like(G)
@@ -117,6 +167,9 @@ def test_a_tiny_angle_keeps_its_misfit_in_float32():
     (lambda: Closures([1.0, 2.0], 1.0, [True, False], [1.0, -1.0]), "weights"),
     (lambda: Closures([1.0, 2.0], 1.0, [True, False], phase_loss="sine"), "phase_loss"),
     (lambda: Closures([1.0, 2.0], [[1.0, 0.5], [0.5, 1.0]], [True, False]), "sigma"),
+    (lambda: Poisson([1.0, -2.0]), "observation"), (lambda: Poisson([1.0, 2.5]), "observation"),
+    (lambda: Poisson([1.0, 2.0], -0.1), "background"), (lambda: Poisson([1.0, 2.0], [1.0, 1.0, 1.0]), "background"),
+    (lambda: Poisson([1.0, 2.0], floor=0.0), "floor"),
 ])
 def test_measurements_that_make_no_sense_are_refused_by_name(make, named):
     with pytest.raises(ValueError, match=named):
