@@ -1,11 +1,12 @@
 """Who may import whom, what a bare import loads, and whether every namespace function we call exists in the standard.
 
-The rules are those of the design: the method knows array_api_compat, numpy and the standard library; the prior and the
-problems know nothing of the method; only the command line knows all three.
+The method knows array_api_compat, numpy and the standard library; the prior and the problems know nothing of the
+method; only the commands know all three. A method or a problem is named in its table and in its own file.
 """
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,16 @@ PACKAGES = ("enkg_ref", "onnx_priors", "problems")
 # A module may import modules of its own layer or of a lower one.
 LAYERS = [
     {"_xp"},
-    {"diffusion", "ensemble", "likelihood", "diagnostics", "metropolis"},
-    {"enkg", "extensions", "enkg_r"},
-    {"baselines"},
+    {"diffusion", "ensemble", "likelihood", "metropolis"},
+    {"enkg", "protocol"},
+    {"presets", "extensions", "diagnostics", "plan", "baselines", "enkg_r"},
+    {"methods"},
     {"run", "compare", "statements"},
     {"commands"},
     {"cli", "__main__"},
 ]
-CORE = LAYERS[0] | LAYERS[1] | {"enkg"}
+CORE = LAYERS[0] | LAYERS[1] | LAYERS[2] | {"presets", "extensions", "diagnostics", "plan"}
+PAPER = {"ensemble", "enkg"}  # the method alone
 
 
 def sources(package):
@@ -83,7 +86,7 @@ def test_modules_of_the_method_import_downwards_only():
             if name.startswith("enkg_ref."):
                 other = layer(name)
                 if other is None:  # a name of the package itself, which imports everything below the shell
-                    other = len(LAYERS) - 1
+                    other = len(LAYERS) - 2
                 assert other <= own, f"{module_name(path)} imports {name}"
 
 
@@ -126,12 +129,58 @@ def test_priors_and_problems_never_import_the_method(package):
     assert [module_name(path) for path in sources(package) if "enkg_ref" in roots(path)] == []
 
 
-def test_only_the_command_line_knows_the_method_the_priors_and_the_problems():
-    knows_all = [module_name(path) for path in sources("enkg_ref") if {"onnx_priors", "problems"} <= roots(path)]
-    assert set(knows_all) <= {"enkg_ref.cli"}
+def test_only_the_commands_know_the_method_the_priors_and_the_problems():
     for path in sources("enkg_ref"):
-        if (layer(module_name(path)) or 0) < len(LAYERS) - 1:
+        if (layer(module_name(path)) or 0) < len(LAYERS) - 2:
             assert not {"onnx_priors", "problems"} & roots(path), module_name(path)
+
+
+def test_the_method_alone_knows_no_mask_guard_stop_warning_or_diagnostic_and_is_short():
+    lines = 0
+    for name in PAPER:
+        path = ROOT / "enkg_ref" / f"{name}.py"
+        text = path.read_text(encoding="utf-8")
+        lines += len(text.splitlines())
+        assert imports(path) & {"warnings"} == set()
+        tree = ast.parse(text)
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | {
+            node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        assert used & {"isfinite", "finite_rows", "alive", "mask", "guard", "stop", "warn", "trust", "where"} == (
+            {"isfinite"} if name == "enkg" else set())  # of the settings, in Config
+    assert lines <= 260
+
+
+def test_no_file_of_the_method_is_longer_than_one_can_read_in_a_sitting():
+    lengths = {module_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in sources("enkg_ref")}
+    assert {name: length for name, length in lengths.items() if length >= 450} == {}
+
+
+def literals(path):
+    """The string literals of a file, docstrings left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = (ast.Module, ast.FunctionDef, ast.ClassDef)
+    docs = {id(n.body[0].value) for n in ast.walk(tree)
+            if isinstance(n, nodes) and n.body and isinstance(n.body[0], ast.Expr)}
+    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            and id(n) not in docs}
+
+
+def test_a_method_is_named_in_the_table_of_methods_and_in_its_own_file_and_a_problem_likewise():
+    from enkg_ref.methods import METHODS
+    from problems import PROBLEMS
+
+    table = (ROOT / "enkg_ref" / "methods.py").read_text(encoding="utf-8")
+    own = dict(re.findall(r'^    "([\w-]+)": (\w+)\.[A-Z]+,$', table, re.M))  # name: file
+    assert set(own) == set(METHODS)
+    own |= {name: place.split(":")[0].rpartition(".")[2] for name, place in PROBLEMS.items()}
+    for path in sources("enkg_ref"):
+        module = module_name(path)
+        # "enkg" is also the program, the method where none is named, and what a comparison compares with
+        allowed = {"enkg"} if module in ("enkg_ref.cli", "enkg_ref.commands.solve",
+                                         "enkg_ref.compare.statistics") else set()
+        elsewhere = {name for name in literals(path) & set(own) if own[name] != path.stem}
+        assert module == "enkg_ref.methods" or elsewhere <= allowed, f"{module} names {elsewhere - allowed}"
 
 
 @pytest.mark.parametrize("package, heavy", [
