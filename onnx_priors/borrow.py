@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from onnx_priors.manifest import sha256
 
 
@@ -47,6 +49,36 @@ def borrow_weights(path, source, least=1024):
     facts = {p.key: p.value for p in model.metadata_props}
     facts["weights_of"] = json.dumps({"file": source.name, "sha256": sha256(source)})
     onnx.helper.set_model_props(model, facts)
+    path.write_bytes(model.SerializeToString())
+    return old - path.stat().st_size
+
+
+def halve_weights(path, least=32_768):
+    """Rewrite the model ``path`` so that its float32 weights of ``least`` bytes or more are stored as float16.
+
+    They are cast back when the model is loaded: the arithmetic stays float32, at the same speed. Rounding changes a
+    weight by at most 0.05 %; smaller tables, such as a Fourier basis, keep their precision. A VJP must be halved like
+    its denoiser, before `borrow_weights`.
+
+    Returns the number of bytes saved. Raises ValueError for a weight beyond the range of float16.
+    """
+    import onnx
+
+    path = Path(path)
+    model, old, casts = onnx.load(path), path.stat().st_size, []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.raw_data) < least:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        if not np.max(np.abs(values)) < 65_504:
+            raise ValueError(f"path: got {path} with a weight of {np.max(np.abs(values)):g}, expected magnitudes below "
+                             "65504, the largest of float16")
+        name, half = tensor.name, f"{tensor.name}.half"
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), half))
+        casts.append(onnx.helper.make_node("Cast", [half], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     path.write_bytes(model.SerializeToString())
     return old - path.stat().st_size
 

@@ -313,8 +313,11 @@ def test_the_rule_scales_with_the_prior_and_spends_the_budget():
     closures = Closures(np.zeros(5), np.ones(5), [True] * 5)
     assert settings_by_rule(reference, closures, 1500).shrink_to is diagonal
     one_mode = Reference(np.zeros(200), np.eye(200), np.where(np.arange(200) == 0, 100.0, 1e-6))
-    starts = [settings_by_rule(one_mode, of, 1500).sigma_start for of in (likelihood, closures)]
-    np.testing.assert_allclose(starts, [3.0 * one_mode.std, 0.6 * 10.0], rtol=1e-3)
+    leading, few, most = 0.6 * 10.0, 3.0 * one_mode.std, 0.15 * one_mode.std * 0.4 ** (-0.5 * 500 / 100)
+    starts = [settings_by_rule(one_mode, *of).sigma_start for of in (
+        (closures, 100), (likelihood, 1500), (likelihood, 500), (likelihood, 100))]
+    assert few < leading and most < few
+    np.testing.assert_allclose(starts, [leading, leading, few, few], rtol=1e-3)  # 100 evaluations in the regression
     with pytest.raises(ValueError, match="budget: got 63 forward calls, expected at least 64"):
         settings_by_rule(reference, likelihood, 63)
 

@@ -18,8 +18,9 @@ PARTICLES = ((750, 16), (3000, 32), (math.inf, 64))  # up to so many calls; more
 HELD_VARIANCE, FEWEST, MOST = 0.95, 100, 500  # evaluations in the regression: the modes with this share of the variance
 FALL_PER_RENEWAL = 0.4  # of s while the regression's evaluations are renewed once: faster, and particles outrun it
 START = 2.0  # s_1 in pointwise standard deviations of the prior: larger wasted calls, smaller kept the start
-START_LEADING = 0.6  # the same in rms standard deviations of the leading modes
-START_MOST = 3.0  # at most, in pointwise standard deviations, unless some data are angles: those choose branches early
+START_LEADING = 0.6  # the same in rms standard deviations of the leading modes: noise below theirs hardly moves them
+START_MOST = 3.0  # at most, in pointwise standard deviations, unless the budget affords more or some data are angles
+SHARE_OF_FALL = 0.5  # a budget affords a start from which s can fall to s_L in this share of its levels
 END, END_ANGLES = 0.15, 0.05  # s_L at least, in pointwise standard deviations: below, spread falls and error rises
 MODEL_NOISE = 0.25  # c_R: from 0.25 to 1 errors change by less than 10 %, at 0.02 runs blew up
 
@@ -28,11 +29,14 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     """Settings from the prior's reference, the data and the number of forward calls.
 
     J = 16 up to 750 calls, 32 up to 3,000, 64 above; L = budget // J.
-    s_1 = 2 x the prior's pointwise standard deviation std, or 0.6 x the rms standard deviation of its leading modes
-    (sum l^2/sum l)^1/2 if that is larger, but at most 3 x std unless some data are angles, whose branches are chosen
-    early; s_L = max(2 sigma_y/gain, 0.15 std), where some data are angles 0.05 std; both inside the denoiser's range,
-    s_L at most s_1; geometric. At lower levels the spread falls and the error of the mean rises again (measured on
-    Navier-Stokes without noise); of two simulated images one lost 4 dB at 0.15.
+    s_1 = 2 x the prior's pointwise standard deviation std, or 0.6 x the rms standard deviation of its leading modes,
+    (sum l^2/sum l)^1/2, if that is larger: where a few modes hold most of the variance theirs is many times std, and
+    noise of std leaves them where the start put them. At most 3 x std, or what half of the levels suffice to come down
+    from if that is larger, 0.15 std 0.4^(-budget/2n); no such bound where some data are angles, whose branches are
+    chosen early.
+    s_L = max(2 sigma_y/gain, 0.15 std), where some data are angles 0.05 std. At lower levels the spread falls and the
+    error of the mean rises again (measured on Navier-Stokes without noise); of two simulated images one lost 4 dB at
+    0.15. Both are inside the denoiser's range, s_L at most s_1; geometric.
     rho = 1 - J/n, n the number of modes with 95 % of the variance, in [100, 500]: n evaluations carry the regression.
     Per n new evaluations s falls by the factor 0.4 at most, 0.4^(J/n) per level: particles that outrun the regression
     keep their error and lose their spread. With few calls the levels therefore end above s_L.
@@ -57,8 +61,11 @@ def settings_by_rule(reference, likelihood, budget, sigma_range=(0.0, math.inf),
     angles = likelihood.has_angles
     leading = math.sqrt(float(np.sum(reference.variances**2) / np.sum(reference.variances)))
     start = max(START * reference.std, START_LEADING * leading)
-    start = min(start if angles else min(start, START_MOST * reference.std), highest)
     end = max((END_ANGLES if angles else END) * reference.std, lowest)
+    if not angles:
+        affordable = end * FALL_PER_RENEWAL ** (-SHARE_OF_FALL * min(budget / evaluations, 100.0))
+        start = min(start, max(START_MOST * reference.std, affordable))
+    start = min(start, highest)
     return Config(
         particles=J, levels=budget // J, sigma_start=start, sigma_end=min(end, start),
         steepest=FALL_PER_RENEWAL ** (J / evaluations), memory=1.0 - J / evaluations, seed=seed,

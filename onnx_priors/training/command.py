@@ -7,7 +7,7 @@ import importlib.metadata
 from pathlib import Path
 
 from onnx_priors import export, shipping
-from onnx_priors.borrow import borrow_weights
+from onnx_priors.borrow import borrow_weights, halve_weights
 from onnx_priors.training import edm
 
 
@@ -23,7 +23,7 @@ def parser(module, summary, images):
 
 
 def train_and_write(options, call, denoiser, draw, clean, facts, forms, wiener=None, sigmas=edm.TABLE_SIGMAS, unit=1.0,
-                    **training):
+                    half=False, **training):
     """Train ``denoiser`` as `parser`'s options say, write the prior and its Gaussian, print the error table.
 
     Returns the trained denoiser.
@@ -35,7 +35,7 @@ def train_and_write(options, call, denoiser, draw, clean, facts, forms, wiener=N
         (images of this project, MIT, unless ``facts`` says otherwise)
     forms : (str, str)           parametrisation of the prior, and of its Gaussian
     wiener : denoiser or None    what the errors are compared with; None: the Gaussian inside ``denoiser``
-    sigmas : noise levels of the table, in units of ``unit``
+    sigmas : noise levels of the table, in units of ``unit``;  half : see `write`
     """
     wiener, levels = wiener or denoiser.gaussian, [s * unit for s in sigmas]
     some = clean[:96]
@@ -60,20 +60,23 @@ def train_and_write(options, call, denoiser, draw, clean, facts, forms, wiener=N
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "torch", "onnx", "onnxscript")},
     }
     event = tuple(clean.shape[1:] if clean.shape[1] > 1 else clean.shape[2:])
-    write(average, out, event, facts, forms, images_seen=seen, cpu_minutes=round(spent / 60, 1))
+    write(average, out, event, facts, forms, half, images_seen=seen, cpu_minutes=round(spent / 60, 1))
     print(error_table({"network": average, "Wiener": wiener}, clean, sigmas, unit))
     return average
 
 
-def write(denoiser, path, size, facts, forms, **more):
+def write(denoiser, path, size, facts, forms, half=False, **more):
     """Export the denoiser, its VJP and its Gaussian, and enter them in the manifest beside them.
 
-    more : facts of the network only
+    half : store the large weights as float16;  more : facts of the network only
     """
     manifest, vjp = path.parent / "manifest.json", path.with_name(f"{path.stem}_vjp.onnx")
     about = {**facts, "parametrisation": forms[0], **more}
     export.export_denoiser(denoiser, path, size, about)
     export.export_vjp(denoiser, vjp, size, about)
+    if half:
+        halve_weights(path)
+        halve_weights(vjp)
     borrow_weights(vjp, path)
     shipping.register_prior(path.stem, path, vjp, manifest=manifest)
     gaussian = path.with_name(f"{path.stem}-gaussian.onnx")

@@ -35,12 +35,12 @@ def main(arguments=None):
     facts = {
         "units": "vorticity of the Kolmogorov flow, Re = 40, 64 x 64 points, y along the last axis",
         "normalisation": "x = vorticity / 4.3",
-        "data": f"{len(fields)} snapshots of 180 trajectories of the project's own solver, {options.data}",
+        "data": f"{len(fields)} snapshots of 90 trajectories of the project's own solver, {options.data}",
     }
     forms = ("Wiener denoiser + posterior deviation x U-Net, inside the graph",
              "Wiener denoiser: mean profile and power spectrum")
     command.train_and_write(options, NAME, build(fields, 64, options.seed), draws(fields), clean, facts, forms,
-                            sigmas=RELATIVE_SIGMAS, unit=float(clean.std()), log_sigma=(-1.4, 1.2))
+                            sigmas=RELATIVE_SIGMAS, unit=float(clean.std()), half=True, log_sigma=(-1.4, 1.2))
     return 0
 
 
