@@ -9,7 +9,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx_priors import manifest  # noqa: E402
-from onnx_priors.borrow import borrow_weights  # noqa: E402
+from onnx_priors.borrow import borrow_weights, halve_weights  # noqa: E402
 from onnx_priors.gaussian import GaussianPrior  # noqa: E402
 from onnx_priors.graph import Graph  # noqa: E402
 from onnx_priors.session import OnnxDenoiser, OnnxDenoiserVJP  # noqa: E402
@@ -83,3 +83,22 @@ def test_a_shipped_vjp_denoises_like_the_denoiser_whose_weights_it_reads(name):
     h = 1e-2  # v . J_D^T v = v . (D(x + h v) - D(x - h v))/(2 h), to second order in h
     slope = np.sum(v * (denoise(x + h * v, 0.4).astype("float64") - denoise(x - h * v, 0.4)), axis=(1, 2)) / (2 * h)
     np.testing.assert_allclose(np.sum(v * J_v.astype("float64"), axis=(1, 2)), slope, rtol=5e-3)
+
+
+def test_halved_weights_round_at_half_precision_and_can_still_be_borrowed(tmp_path):
+    """D = V s V'x is off by at most 2 x 2^-11 of |V||s||V'||x|, entry by entry; small tables are not touched."""
+    rng = np.random.default_rng(4)
+    d = 100
+    root = rng.standard_normal((d, d))
+    prior = GaussianPrior.from_covariance(np.zeros(d), root @ root.T / d)
+    paths = [tmp_path / "denoiser.onnx", tmp_path / "vjp.onnx"]
+    for path, vjp in zip(paths, (False, True)):
+        prior.to_onnx(path, vjp=vjp, storage="float32")
+    x = rng.standard_normal((3, d)).astype("float32")
+    before = OnnxDenoiser(paths[0])(x, 0.5)
+    assert [halve_weights(path) for path in paths] == pytest.approx([2 * d * d] * 2, abs=400)
+    after = OnnxDenoiser(paths[0])(x, 0.5)
+    V = np.abs(np.linalg.eigh(root @ root.T)[1])
+    assert 0 < np.max(np.abs(after - before) / (np.abs(x) @ V @ V.T)) < 2 * 2.0**-11
+    assert borrow_weights(paths[1], paths[0]) == pytest.approx(2 * d * d, abs=400)
+    np.testing.assert_allclose(OnnxDenoiserVJP(paths[1])(x, 0.5, x)[0], after, rtol=1e-6)

@@ -13,7 +13,7 @@ import numpy as np
 from .._xp import array_namespace, like
 
 RIDGES = tuple(10.0 ** (half / 2) for half in range(-10, 3))  # lam / largest eigenvalue, 1e-5 ... 10
-SKETCH = 96  # outputs are judged by this many random sign projections when there are more of them
+SKETCH = 32  # outputs are judged by this many random sign projections when there are more of them
 SMALLEST_LEVERAGE_LEFT = 1e-9
 
 
