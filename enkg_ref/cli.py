@@ -7,14 +7,14 @@ import contextlib
 import os
 import sys
 import warnings
-from importlib.util import find_spec
-from pathlib import Path
 
 import problems
+from problems.files import read_array
 
 from . import __version__
-from .commands import compare, options, solve, verify
+from .commands import compare, options, queue, solve, verify, words
 from .commands import list as listing
+from .commands.progress import Bar
 from .run import folder, report
 from .run.verdict import FITTED
 
@@ -37,6 +37,15 @@ def parser():
     command.add_argument("problem", nargs="?", help=f"one of {known}; none with --forward")
     _add(command, options.SOLVE)
     _add_problems(command, {"seed"})  # one seed for particles and simulated noise
+
+    command = commands.add_parser("ask", help="the points of the next wave, for simulations that others make")
+    command.add_argument("run", help="folder of the run; the first time with the options of solve, then alone")
+    _add(command, options.ASK)
+    for name in ("observation", "noise", "truth"):
+        command.add_argument(f"--{name}", metavar="FILE")
+    command = commands.add_parser("tell", help="the predictions at the points that were asked")
+    command.add_argument("run", help="folder of the run")
+    command.add_argument("predictions", help=".npy file, (J, m), in the order of the points")
 
     command = commands.add_parser("compare", help="methods at equal cost on the same simulated data")
     command.add_argument("problem", help=f"one of {known}, simulated")
@@ -75,46 +84,38 @@ def _kind(read):
 
 
 # --------------------------------------------------------------------------------------------------------- the commands
-def solve_request(given):
-    """`solve.SolveRequest` of parsed words."""
-    of_problem = {name for _, name, _ in options.of_problems({"observation", "noise", "truth", "seed"})}
-    return solve.SolveRequest(
-        command=tuple(given.words), out=_out(given), figure=not given.no_figure, quiet=bool(given.quiet),
-        resume=bool(given.resume), settings=_chosen(given, options.METHOD_OPTIONS), options=_chosen(given, of_problem),
-        **{name: getattr(given, name) for name in (
-            "problem", "forward", "observation", "noise", "truth", "method", "budget", "prior", "reference", "seed",
-            "ensembles", "workers", "device", "dtype", "chunk", "timeout")})
-
-
-def compare_request(given):
-    """`compare.CompareRequest` of parsed words."""
-    of_problem = {name for _, name, _ in options.of_problems({"item", "seed", "truth", "observation", "noise"})}
-    return compare.CompareRequest(
-        given.problem, given.methods, given.budget, _out(given, "out-compare-"), _chosen(given, of_problem),
-        **{name: getattr(given, name) for name in ("seeds", "items", "tune", "c_vjp", "prior", "noise")})
-
-
 def run_solve(given):
     if given.resume and given.problem is None and given.forward is None and given.out is not None:
-        words = folder.command(given.out)  # the folder knows its command
-        given = parse([*words, *given.words[1:]]) if words else given
-    request = solve_request(given)
-    with contextlib.closing(_Bar("update", given.quiet)) as bar:
+        begun = folder.command(given.out)  # the folder knows its command
+        given = parse([*begun, *given.words[1:]]) if begun else given
+    request = words.solve_request(given)
+    with contextlib.closing(Bar("update", given.quiet)) as bar:
         found = solve.solve(request, bar.advance)
     there = [name for name in folder.OUTPUTS if (request.out / name).exists()]
-    words = f"  written to {request.out}/: {', '.join([*there, *found.summary.get('files', ())])}"
-    code = 0 if given.quiet else _show(f"{report.text(found.summary)}\n{words}")
+    where = f"  written to {request.out}/: {', '.join([*there, *found.summary.get('files', ())])}"
+    code = 0 if given.quiet else _show(f"{report.text(found.summary)}\n{where}")
     return 1 if given.strict and found.summary["verdict"]["kind"] != FITTED else code
 
 
+def run_ask(given):
+    path, done, total = queue.ask(words.queue_request(given, parse))
+    return _show(f"{path}: points of wave {done + 1} of {total + 1}; next: enkg tell {given.run} PREDICTIONS.npy")
+
+
+def run_tell(given):
+    request = words.queue_request(given, parse)
+    found = queue.tell(request, read_array(given.predictions, "predictions", finite=False))
+    return _show(f"next: enkg ask {given.run}" if found is None else report.text(found.summary))
+
+
 def run_compare(given):
-    request = compare_request(given)
-    with contextlib.closing(_Bar("run", given.quiet)) as bar:
+    request = words.compare_request(given)
+    with contextlib.closing(Bar("run", given.quiet)) as bar:
         summary = compare.compare(request, lambda record, done, total: bar.advance(done, total, record),
-                                  None if given.quiet else lambda words: print(words, flush=True))
+                                  None if given.quiet else lambda sentence: print(sentence, flush=True))
     plot = ", pareto.png" if (request.out / "pareto.png").exists() else ""
-    words = f"  written to {request.out}/: table.txt, table.csv, results.json, runs/{plot}"
-    return 0 if given.quiet else _show(f"{compare.to_text(summary)}\n{words}")
+    where = f"  written to {request.out}/: table.txt, table.csv, results.json, runs/{plot}"
+    return 0 if given.quiet else _show(f"{compare.to_text(summary)}\n{where}")
 
 
 def run_verify(given):
@@ -125,42 +126,11 @@ def run_list(given):
     return _show(listing.text())
 
 
-CALLS = {"solve": run_solve, "compare": run_compare, "verify": run_verify, "list": run_list}
+CALLS = {"solve": run_solve, "ask": run_ask, "tell": run_tell, "compare": run_compare, "verify": run_verify,
+         "list": run_list}
 
 
-def _chosen(given, names):
-    return {name: getattr(given, name) for name in sorted(names) if getattr(given, name, None) is not None}
-
-
-def _out(given, prefix="out-"):
-    return Path(given.out or f"{prefix}{given.problem or 'own'}")
-
-
-class _Bar:
-    """A bar that begins with the first progress; without tqdm, or where nobody looks, there is none."""
-
-    def __init__(self, unit, quiet):
-        self.unit, self.quiet, self.bar = unit, quiet or sys.stderr is None or not find_spec("tqdm"), None
-
-    def advance(self, done, total, line):
-        if self.quiet:
-            return
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, unit=self.unit, dynamic_ncols=True)
-        if line is not None:
-            shown = [f"{name} {line[name]:.3g}" for name in ("sigma", "misfit") if line.get(name) is not None]
-            words = ", ".join(shown) or f"{line.get('method', '')} {line.get('budget', '')}"
-            self.bar.set_postfix_str(words, refresh=False)
-        self.bar.update(done - self.bar.n)
-
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
-
-
-# ------------------------------------------------------------------------------------------------------------ the entry
+# ----------------------------------------------------------------------------------------------------------- the entry
 def parse(argv):
     """Parsed words, which they remember; ValueError for words that are not understood."""
     given = parser().parse_args(argv)
@@ -217,7 +187,7 @@ def _kept(given):
     command = getattr(given, "command", None)
     if command == "compare":
         return "; what is done is kept: repeat the command to go on"
-    if command == "solve" and folder.begun(_out(given) / "run"):
+    if command == "solve" and folder.begun(words.out_of(given) / "run"):
         return "; what is done is kept: repeat the command with --resume to go on"
     return ""
 

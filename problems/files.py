@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 
-def read_array(source, argument):
+def read_array(source, argument, finite=True):
     """``source`` as a finite float64 array of the host: an array of real numbers, or the path of an .npy file.
 
     Raises ValueError, "ARGUMENT: got ..., expected ...", for a file that is not there, is damaged or holds something
-    else, and for values that are not finite.
+    else, and for values that are not finite, unless they may be.
     """
     array, got = source, "an array"
     if isinstance(source, (str, Path)):
@@ -31,6 +31,6 @@ def read_array(source, argument):
         raise ValueError(f"{argument}: got {got}, which is an array of {array.dtype}, expected one array of real "
                          "numbers in an .npy file")
     array = array.astype(np.float64)
-    if not np.all(np.isfinite(array)):
+    if finite and not np.all(np.isfinite(array)):
         raise ValueError(f"{argument}: got {got} with non-finite values, expected finite numbers")
     return array

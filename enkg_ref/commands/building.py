@@ -96,6 +96,8 @@ def _simulator(request, size, log):
         return members.Program(request.forward, size, request.timeout, log, request.executor)
     if request.timeout is not None:
         raise ValueError(f"timeout: got {request.timeout} with a function, expected it with a command only")
+    if isinstance(request.forward, members.Told):
+        return lambda x: request.forward(x, size)
     call = members.Named(request.forward) if isinstance(request.forward, str) else request.forward
     if not callable(call):
         raise ValueError(f"forward: got a {type(call).__name__}, expected a function or its name")

@@ -98,6 +98,9 @@ SOLVE = (
     *SHARED,
 )
 
+NOT_ASKED = {"forward", "timeout", "ensembles", "workers", "out", "resume", "strict", "quiet"}
+ASK = tuple(option for option in SOLVE if option[0] not in NOT_ASKED)
+
 COMPARE = (
     ("methods", {"read": names, "required": True, "metavar": "A,B,..", "help": f"some of {', '.join(METHODS)}"}),
     ("budget", {"read": budgets, "required": True, "metavar": "N[,N..]", "help": "forward calls of one run, a gradient "

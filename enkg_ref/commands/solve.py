@@ -146,11 +146,11 @@ def solve(request, progress=None):
             Build(setup.request, setup), setup.request.ensembles, setup.processes, work,
             lambda done, line: progress(done, total, line) if progress is not None else None)
         try:
-            solution = _finished(setup, outcomes, started)
+            solution = finished(setup, outcomes, started)
         except (ValueError, OSError, ImportError) as error:  # the input was good: this is a fault of ours
             raise RuntimeError(f"{error} (the run is kept and can be resumed)") from error
         if request.out is not None:
-            _write(solution, Path(request.out), work, request.figure)
+            write(solution, Path(request.out), work, request.figure)
     return solution
 
 
@@ -282,7 +282,7 @@ def _place(setup):
         yield None
 
 
-def _finished(setup, outcomes, started):
+def finished(setup, outcomes, started):
     request, problem = setup.request, setup.problem
     particles = np.concatenate([one.x for one in outcomes]).astype(np.float64)
     index = np.repeat(np.arange(len(outcomes)), [len(one.x) for one in outcomes])
@@ -315,7 +315,7 @@ def _notes(problem, ensemble):
     return f"{problem.notes} {remarks}".strip()
 
 
-def _write(solution, out, work, draw):
+def write(solution, out, work, draw):
     """result.npz, history.jsonl, summary.json, with which the run is finished; then the problem's own files and the
     picture, which may fail.
     """

@@ -162,6 +162,26 @@ class FailureLog:
                   file=sys.stderr)
 
 
+class Asked(Exception):
+    """Points (J, *event) at which somebody else is to run the simulator."""
+
+    def __init__(self, points):
+        super().__init__("points are wanted")
+        self.points = points
+
+
+class Told:
+    """A forward model that hands out ``predictions`` (J, m) of its points; where they are None it raises `Asked`."""
+
+    def __init__(self, predictions):
+        self.predictions = predictions
+
+    def __call__(self, x, size):
+        if self.predictions is None:
+            raise Asked(to_numpy(x))
+        return taken(self.predictions, x, size)
+
+
 class Program:
     """A program as forward model: "simulate {input} {output}" reads one member from an .npy file and writes another.
 

@@ -24,7 +24,7 @@ from .folder import alone
 from .ledger import Ledger
 from .report import plain
 
-__all__ = ["Outcome", "Run", "alone", "run_ensemble", "run_ensembles"]
+__all__ = ["Book", "Outcome", "Run", "advance", "alone", "plain", "run_ensemble", "run_ensembles"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run_ensemble(build, k, folder=None, report=None):
                                                                Path(folder).parent):
         with ledger.clock("setup"):
             run = build(k, ledger)
-        book = _Book(folder, k, run.about, ledger)
+        book = Book(folder, k, run.about, ledger)
         place, history = book.opened(run)
         try:
             for here, line in advance(run, place, ledger):
@@ -108,7 +108,7 @@ def run_ensemble(build, k, folder=None, report=None):
     return Outcome(to_numpy(place.state.x), ledger.as_dict(), history)
 
 
-class _Book:
+class Book:
     """Checkpoint and history of one ensemble on disk; without a folder it keeps nothing."""
 
     def __init__(self, folder, k, about, ledger):
