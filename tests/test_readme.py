@@ -1,4 +1,4 @@
-"""The README keeps its word: its examples run, its files, functions and line counts are true, its commands understood."""
+"""The README keeps its word: its examples run, its files, functions and line counts are true, its commands known."""
 
 import importlib
 import re

@@ -73,7 +73,7 @@ def test_that_exact_posterior_ensembles_of_linear_problems_are_called_good(m, d)
 
 @pytest.mark.parametrize("shrink, wrong", [(0.05, 0.0), (1.0, 4.0)])
 def test_that_collapsed_ensembles_and_wrong_noise_are_warned_of(shrink, wrong):
-    """The spread shrunk to a twentieth, or data with five times the noise that is stated: at least 95 % are warned of."""
+    """The spread shrunk to a twentieth, or data with five times the noise that is stated: 95 % are warned of."""
     rng, warned, m, d, noise = np.random.default_rng(7), 0, 40, 20, 0.3
     for _ in range(60):
         H = rng.standard_normal((m, d)) / np.sqrt(d)

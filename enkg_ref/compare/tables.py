@@ -28,8 +28,8 @@ def tabulate(records, known, summary, out):
     """
     table, metric = summarise(records, summary["metric"]), summary["metric"]
     base = differences(table, known, metric)
-    summary = {"larger_is_better": False, **summary, "items": max(row["items"] for row in table), "seeds": max(row["seeds"] for row in table),
-               "base": base, "known": known, "table": table}
+    summary = {"larger_is_better": False, **summary, "items": max(row["items"] for row in table),
+               "seeds": max(row["seeds"] for row in table), "base": base, "known": known, "table": table}
     out = Path(out)
     write_json(out / "results.json", summary)
     (out / "table.csv").write_text(to_csv(summary))
@@ -103,7 +103,8 @@ def _block(headings, lines, wrap=12):
         table += [(words, *[""] * len(cells)) for words in before]
         table.append((last, *map(str, cells)))
     wide = [max(map(len, column)) for column in zip(*table)]
-    return "\n".join("  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]).rstrip() for line in table)
+    padded = ([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])] for line in table)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _number(value):
