@@ -18,6 +18,7 @@ from onnx_priors.fit import best_number_of_modes, principal
 from onnx_priors.gaussian import GaussianPrior
 from onnx_priors.images import LEAST, Images, physical_images
 from onnx_priors.manifest import resolve
+from onnx_priors.samples import draw
 from onnx_priors.session import OnnxDenoiser, OnnxDenoiserVJP
 
 MOST_IMAGES = 256  # judged
@@ -86,15 +87,10 @@ def check(name_or_path, images=None, seed=0):
 
 
 def _stand_ins(denoise, clean, seed):
-    """Up to 64 images in prior units: the user's, else what 24 steps of the probability flow make of white noise."""
+    """Up to 64 images in prior units: the user's, else samples of the prior; None where they are not finite."""
     if clean is not None:
         return clean[:64]
-    sigmas = np.geomspace(denoise.sigma_max, max(denoise.sigma_min, denoise.sigma_max * 1e-4), 24)
-    x = sigmas[0] * np.random.default_rng(seed).standard_normal((32, *denoise.event_shape), dtype=np.float32)
-    for sigma, following in zip(sigmas, sigmas[1:]):
-        denoised = denoise(x, float(sigma))
-        x = denoised + np.float32(following / sigma) * (x - denoised)
-    x = denoise(x, float(sigmas[-1]))
+    x = draw(denoise, 32, 16, seed)
     return x if np.all(np.isfinite(x)) else None
 
 

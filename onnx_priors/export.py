@@ -82,8 +82,8 @@ def export_vjp(module, path, event_shape, metadata):
                           lambda x, sigma, v: _autograd_vjp(module, x, sigma, v))
 
 
-def export_prior(module, path, event_shape, metadata):
-    """Write denoiser and VJP, the VJP to the _vjp.onnx beside ``path``, its weights read from there.
+def export_prior(module, path, event_shape, metadata, jacobian=True):
+    """Write the denoiser and, with ``jacobian``, its VJP to the _vjp.onnx beside ``path``, its weights read from there.
 
     Returns (path, path of the VJP or None, note): for a network with an operator that the VJP export does not cover the
     note says why there is none. Errors of the denoiser's export as :func:`export_denoiser`.
@@ -91,6 +91,9 @@ def export_prior(module, path, event_shape, metadata):
     path = Path(path)
     vjp = path.with_name(f"{path.stem}_vjp.onnx")
     export_denoiser(module, path, event_shape, metadata)
+    vjp.unlink(missing_ok=True)  # of another denoiser
+    if not jacobian:
+        return path, None, ""
     try:
         export_vjp(module, vjp, event_shape, metadata)
     except Exception as error:  # torch's exporters raise many kinds

@@ -207,7 +207,7 @@ class Imported:
     note: str
 
 
-def import_prior(source, kind, out, event_shape=None, schedule="linear", metadata=None):
+def import_prior(source, kind, out, metadata=None, schedule="linear", jacobian=True):
     """Write a diffusion model as a prior file ``out`` and, where it can be had, its Jacobian as the _vjp.onnx beside.
 
     Parameters
@@ -215,10 +215,11 @@ def import_prior(source, kind, out, event_shape=None, schedule="linear", metadat
     source : torch module, "package.module:function" (called without arguments, returns the module), or for kind
         "diffusers" a folder saved by diffusers, or the pair (unet, scheduler)
     kind : one of `KINDS`
-    event_shape : (d,), (H, W) or (C, H, W); None for diffusers: as its configuration says
+    metadata : facts of the prior: event_shape (d,), (H, W) or (C, H, W), which diffusers' networks know themselves;
+        scale and shift, by which a simulator receives scale * x + shift (0.5 and 0.5 make [0, 1] of images in [-1, 1]);
+        units, data, sigma_min, sigma_max, ...
     schedule : see `alphas_cumprod`; for epsilon, v and sample
-    metadata : more facts of the prior, say scale and shift, by which a simulator receives scale * x + shift (images in
-        [-1, 1] become [0, 1] with 0.5 and 0.5), units, data, sigma_min, sigma_max
+    jacobian : whether to try its Jacobian, which takes minutes for large networks
 
     Returns `Imported`. Raises ValueError for a source, kind or shape that does not fit.
     """
@@ -229,16 +230,17 @@ def import_prior(source, kind, out, event_shape=None, schedule="linear", metadat
     if kind == "diffusers":
         unet, scheduler = _saved(source) if isinstance(source, (str, os.PathLike)) else source
         denoiser = from_diffusers(unet, scheduler)
-        event_shape = event_shape or _shape_of(unet)
+        known = {"event_shape": _shape_of(unet)}
     else:
-        denoiser = adapt(_called(source) if isinstance(source, str) else source, kind, schedule)
-        if event_shape is None:
-            raise ValueError("event_shape: got nothing, expected the shape of an event, such as (3, 64, 64)")
+        denoiser, known = adapt(_called(source) if isinstance(source, str) else source, kind, schedule), {}
     low, high = denoiser.sigma_range
-    facts = {"sigma_min": low, "sigma_max": high, "parametrisation": f"imported network of kind {kind}",
+    facts = {"sigma_min": low, "sigma_max": high, "parametrisation": f"imported network of kind {kind}", **known,
              **(metadata or {})}
-    path, vjp, note = export_prior(denoiser, out, tuple(event_shape), facts)
-    return Imported(path, vjp, tuple(event_shape), (facts["sigma_min"], facts["sigma_max"]), note)
+    if facts.get("event_shape") is None:
+        raise ValueError("event_shape: got nothing, expected the shape of an event, such as (3, 64, 64)")
+    shape = tuple(facts["event_shape"])
+    path, vjp, note = export_prior(denoiser, out, shape, facts, jacobian)
+    return Imported(path, vjp, shape, (facts["sigma_min"], facts["sigma_max"]), note)
 
 
 def _called(source):
@@ -277,6 +279,4 @@ def _saved(folder):
 
 def _shape_of(unet):
     size = unet.config["sample_size"]
-    if size is None:
-        raise ValueError("event_shape: got nothing, expected it given: the network's configuration has no sample_size")
-    return (unet.config["in_channels"], *((size, size) if isinstance(size, int) else size))
+    return None if size is None else (unet.config["in_channels"], *((size, size) if isinstance(size, int) else size))

@@ -130,10 +130,11 @@ def small_network():
     return Small()
 
 
+@pytest.mark.slow
 def test_an_imported_file_computes_what_the_adapter_computes_its_jacobian_too(tmp_path):
     pytest.importorskip("onnxscript")
-    made = importers.import_prior(f"{__name__}:small_network", "epsilon", tmp_path / "p.onnx", (2, 6, 8),
-                                  metadata={"scale": 0.5, "shift": 0.5, "sigma_max": 30.0})
+    made = importers.import_prior(f"{__name__}:small_network", "epsilon", tmp_path / "p.onnx",
+                                  {"event_shape": (2, 6, 8), "scale": 0.5, "shift": 0.5, "sigma_max": 30.0})
     denoise, pull = OnnxDenoiser(made.path, threads=1), OnnxDenoiserVJP(made.vjp, threads=1)
     assert (denoise.metadata["scale"], denoise.sigma_max) == (0.5, 30.0) and made.note == ""
     module = importers.adapt(small_network(), "epsilon")
@@ -154,11 +155,12 @@ def test_an_imported_file_computes_what_the_adapter_computes_its_jacobian_too(tm
     ({"source": "math:pi"}, "source: got 'math:pi', which fails"),
     ({"source": "builtins:dict"}, "source: got dict from 'builtins:dict', expected a torch module"),
     ({"out": "p.npz"}, "out: got p.npz, expected a file name that ends in .onnx"),
-    ({"event_shape": None}, "event_shape: got nothing, expected the shape"),
+    ({"metadata": {}}, "event_shape: got nothing, expected the shape"),
     ({"schedule": "sigmoid"}, "schedule: got 'sigmoid', expected one of linear"),
 ])
 def test_what_cannot_be_imported_is_refused_in_one_line(change, message):
-    given = {"source": Small(), "kind": "epsilon", "out": "p.onnx", "event_shape": (2, 6, 8)} | change
+    given = {"source": Small(), "kind": "epsilon", "out": "p.onnx",
+             "metadata": {"event_shape": (2, 6, 8)}} | change
     with pytest.raises(ValueError, match=message) as error:
         importers.import_prior(**given)
     assert "\n" not in str(error.value)
@@ -186,7 +188,7 @@ def test_schedulers_of_diffusers_say_what_the_network_predicts(scheduler, settin
 
 
 @pytest.mark.slow
-def test_a_saved_unet_of_diffusers_with_random_weights_becomes_a_prior_with_its_jacobian(tmp_path):
+def test_a_saved_unet_of_diffusers_with_random_weights_becomes_a_prior(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
@@ -196,10 +198,10 @@ def test_a_saved_unet_of_diffusers_with_random_weights_becomes_a_prior_with_its_
     scheduler = diffusers.DDPMScheduler()
     unet.save_pretrained(tmp_path / "model")
     scheduler.save_pretrained(tmp_path / "model")
-    made = importers.import_prior(tmp_path / "model", "diffusers", tmp_path / "p.onnx")
+    made = importers.import_prior(tmp_path / "model", "diffusers", tmp_path / "p.onnx", jacobian=False)
     assert made.event_shape == (1, 16, 16)
     denoise = OnnxDenoiser(made.path, threads=1)
-    x, v = np.random.default_rng(4).standard_normal((2, 3, 1, 16, 16)).astype("float32")
+    x = np.random.default_rng(4).standard_normal((3, 1, 16, 16)).astype("float32")
     for t in (10, 600):  # at the levels of the scheduler its own prediction of x0 is D
         a = float(scheduler.alphas_cumprod[t])
         sigma = np.sqrt((1 - a) / a)
@@ -207,8 +209,3 @@ def test_a_saved_unet_of_diffusers_with_random_weights_becomes_a_prior_with_its_
         with torch.no_grad():
             n = unet(z, torch.full((3,), t)).sample
         np.testing.assert_allclose(denoise(x, sigma), (z - np.sqrt(1 - a) * n) / np.sqrt(a), atol=1e-4 * max(1, sigma))
-    assert made.note == ""
-    h = 1e-2  # v . J_D^T v against a central difference
-    slope = np.sum(v * (denoise(x + h * v, 1.0).astype("float64") - denoise(x - h * v, 1.0)), axis=(1, 2, 3)) / (2 * h)
-    pulled = OnnxDenoiserVJP(made.vjp, threads=1)(x, 1.0, v)[1]
-    np.testing.assert_allclose(np.sum(v * pulled.astype("float64"), axis=(1, 2, 3)), slope, rtol=2e-2)

@@ -30,7 +30,8 @@ from torch import nn
 from onnx_priors.export import without_traces
 from onnx_priors.manifest import register_companion
 from onnx_priors.session import OnnxDenoiser
-from onnx_priors.training import edm, navier_stokes
+from onnx_priors.training import navier_stokes
+from onnx_priors.training.network import UNet
 from problems import navier_stokes as flow
 
 NOISE = 1.2  # largest standard deviation of y, vorticity units
@@ -48,7 +49,7 @@ class Correction(nn.Module):
         mask = np.zeros((1, 1, size, size), dtype=np.float32)
         mask[:, :, ::2, ::2] = 1.0
         self.register_buffer("mask", torch.from_numpy(mask))
-        self.network = edm.UNet(features=5, outputs=1, size=(size, size), patch=2, channels=channels, circular=True)
+        self.network = UNet(features=5, outputs=1, size=(size, size), patch=2, channels=channels, circular=True)
 
     def forward(self, x, denoised, y, noise, sigma):
         s = sigma.reshape(-1, 1, 1, 1)

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from onnx_priors.training import command, edm
+from onnx_priors.training.gaussians import PrincipalGaussian
+from onnx_priors.training.network import UNet
 from problems import kerr_disc
 
 NAME = "onnx_priors.training.kerr_disc"
@@ -63,15 +65,15 @@ def build(work, seed=0):
     training = image_set(work, "training-images.npy", TRAINING_COUNT, TRAINING_SEED)
     path = Path(work) / "moments.pt"
     if not path.exists():
-        full = edm.PrincipalGaussian.fit(prior_units(training), (kerr_disc.SIZE // 2) ** 2)
+        full = PrincipalGaussian.fit(prior_units(training), (kerr_disc.SIZE // 2) ** 2)
         torch.save(full.state_dict(), path)
     moments = {name: value.double().numpy() for name, value in torch.load(path, weights_only=True).items()}
     mean, components, variances = moments["mean"], moments["components"], moments["variances"][:, 0]
-    full = edm.PrincipalGaussian(mean, components, variances, np.zeros(4))
-    gaussian = edm.PrincipalGaussian(mean, components[:, :, :COMPONENTS], variances[:, :COMPONENTS],
+    full = PrincipalGaussian(mean, components, variances, np.zeros(4))
+    gaussian = PrincipalGaussian(mean, components[:, :, :COMPONENTS], variances[:, :COMPONENTS],
                                      variances[:, COMPONENTS:].mean(axis=1))
     torch.manual_seed(seed)
-    network = edm.UNet(features=2, outputs=1, size=(kerr_disc.SIZE, kerr_disc.SIZE))
+    network = UNet(features=2, outputs=1, size=(kerr_disc.SIZE, kerr_disc.SIZE))
     return edm.Denoiser(gaussian, network), full, training
 
 

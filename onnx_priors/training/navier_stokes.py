@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from onnx_priors.training import command, edm
+from onnx_priors.training.gaussians import FourierGaussian
+from onnx_priors.training.network import UNet
 from problems import vorticity
 
 NAME = "onnx_priors.training.navier_stokes"
@@ -70,10 +72,10 @@ def draws(fields):
 def build(fields, size, seed=0):
     """The untrained denoiser around the Gaussian of the training fields (mean profile, power spectrum)."""
     profile, _ = vorticity.moments(fields)
-    gaussian = edm.FourierGaussian.fit(fields[:, None], np.tile(profile, (1, size, 1)))
+    gaussian = FourierGaussian.fit(fields[:, None], np.tile(profile, (1, size, 1)))
     torch.manual_seed(seed)
     # the learned map after the first convolution tells the network where the forcing is
-    network = edm.UNet(features=2, outputs=1, size=(size, size), circular=True, position=True, **NETWORKS[size])
+    network = UNet(features=2, outputs=1, size=(size, size), circular=True, position=True, **NETWORKS[size])
     return edm.Denoiser(gaussian, network)
 
 

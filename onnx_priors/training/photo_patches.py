@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from onnx_priors.training import command, edm
+from onnx_priors.training.network import UNet
 from problems import photographs
 
 NAME = "onnx_priors.training.photo_patches"
@@ -71,7 +72,7 @@ def build(draw, seed=0):
     mean, (luminance, colour) = photographs.moments(draw)
     gaussian = CosineGaussian(mean, np.stack([luminance, colour, colour]))
     torch.manual_seed(seed)
-    network = edm.UNet(features=6, outputs=3, size=(photographs.SIZE,) * 2, position=False, **NETWORK)
+    network = UNet(features=6, outputs=3, size=(photographs.SIZE,) * 2, position=False, **NETWORK)
     return edm.Denoiser(gaussian, network)
 
 
