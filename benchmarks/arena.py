@@ -1,12 +1,12 @@
-"""The comparisons of the README: ``enkg compare`` with the numbers of items, seeds and budgets that we could afford.
+"""The comparisons of RESULTS.md: ``enkg compare`` with the numbers of items, seeds and budgets that we could afford.
 
     python benchmarks/arena.py linear-gaussian navier-stokes black-hole          from the root of the repository
     python benchmarks/arena.py navier-stokes --tables                            tables of what is there, nothing is run
     python benchmarks/arena.py navier-stokes --page                              results/ as Markdown, for the page
 
-Tables, numbers and plots go to benchmarks/results/arena-NAME.txt, .json and .png, run records to out-arena/ (not kept in
-the repository). The same command goes on where it was stopped. --only NAME takes one of the comparisons. The row of
-eht-imaging in the black-hole table is made by benchmarks/peer_ehtim.py.
+Tables and numbers go to benchmarks/results/arena-NAME.txt, .json and .md (for results_page.py), run records and plots to
+out-arena/ (not kept in the repository). The same command goes on where it was stopped. --only NAME takes one of the
+comparisons. The row of eht-imaging in the black-hole table is made by benchmarks/peer_ehtim.py.
 """
 
 from __future__ import annotations
@@ -14,35 +14,55 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
+from functools import partial
 from pathlib import Path
 
-from enkg_ref import cli
-from enkg_ref.compare import arena
+from enkg_ref.commands.compare import CompareRequest, compare, items_of
+from enkg_ref.compare import folder
+from enkg_ref.compare.statistics import known_rows
+from enkg_ref.compare.tables import tabulate
+from enkg_ref.methods import METHODS
+from enkg_ref.run.report import plain
 
 HERE = Path(__file__).resolve().parent
-EHTIM = HERE / "results" / "ehtim-black-hole.json"
-EVERY = [name for name in arena.METHODS if name != "deft"]
-EVERYWHERE = "--methods " + ",".join(EVERY)
-CHEAP = "--methods " + ",".join(name for name in EVERY if name not in ("pnpdm", "blade"))  # those need 107 and 80 calls
-DEFT = "--methods deft --budget 128"  # spends nothing online: the same at every budget
+RESULTS = HERE / "results"
+EHTIM = RESULTS / "ehtim-black-hole.json"
+EVERY = tuple(name for name in METHODS if name != "deft")
+CHEAP = tuple(name for name in EVERY if name not in ("pnpdm", "blade"))  # those need 107 and 80 calls
+SHOWN = ("navier-stokes-noise-0.55",)  # plots that a page shows
 
 
-def _navier_stokes(noise):
+def _linear_gaussian(name, noise):
+    return [CompareRequest("linear-gaussian", EVERY, (512, 2048), _out(name), noise=noise, items=10, tune=2048)]
+
+
+def _navier_stokes(name, noise):
     """A gradient at 1.8 calls beside its value: measured 1.2 to 1.9 in batches of 1, 8 and 32, in CPU time.
 
-    The FFTs differ by rounding; ducc0 is a third faster for a single chain.
+    The FFTs differ by rounding; ducc0 is a third faster for a single chain. DEFT spends nothing online: it is the same
+    at every budget.
     """
-    fft = " --fft ducc0" if noise != 0.55 else ""
-    parts = (f"{EVERYWHERE} --budget 128,256,512,1024 --tune 256", f"{CHEAP} --budget 64 --tune 256", DEFT)
-    return [f"navier-stokes --noise {noise} {part} --items 5 --seeds 3 --c-vjp 1.8{fft}" for part in parts]
+    given = {"options": {"fft": "ducc0"} if noise != 0.55 else {}, "noise": noise, "items": 5, "c_vjp": 1.8}
+    return [CompareRequest("navier-stokes", EVERY, (128, 256, 512, 1024), _out(name), tune=256, **given),
+            CompareRequest("navier-stokes", CHEAP, (64,), _out(name), tune=256, **given),
+            CompareRequest("navier-stokes", ("deft",), (128,), _out(name), **given)]
 
 
-COMPARISONS = {  # problem: {name of the table: arguments of `enkg compare`, several where a method cannot pay a budget}
-    "linear-gaussian": {
-        f"linear-gaussian-noise-{noise:g}": [f"linear-gaussian --noise {noise:g} {EVERYWHERE} --budget 512,2048 "
-                                             "--items 10 --seeds 3 --tune 2048"] for noise in (0.05, 0.3, 1.0)},
-    "navier-stokes": {f"navier-stokes-noise-{noise:g}": _navier_stokes(noise) for noise in (0.55, 0, 1.1)},
-    "black-hole": {"black-hole": [f"black-hole {EVERYWHERE} --budget 384 --items 5 --seeds 3 --c-vjp 1.1 --tune 384"]},
+def _black_hole(name):
+    return [CompareRequest("black-hole", EVERY, (384,), _out(name), items=5, c_vjp=1.1, tune=384)]
+
+
+def _out(name):
+    return HERE.parent / "out-arena" / name
+
+
+COMPARISONS = {  # problem: {name of the table: () -> requests, several where a method cannot pay a budget}
+    "linear-gaussian": {name: partial(_linear_gaussian, name, noise) for noise in (0.05, 0.3, 1.0)
+                        for name in [f"linear-gaussian-noise-{noise:g}"]},
+    "navier-stokes": {name: partial(_navier_stokes, name, noise) for noise in (0.55, 0.0, 1.1)
+                      for name in [f"navier-stokes-noise-{noise:g}"]},
+    "black-hole": {"black-hole": partial(_black_hole, "black-hole")},
 }
 
 
@@ -58,17 +78,17 @@ def ehtim_row():
     return {f"eht-imaging, {found['chosen']}": row}
 
 
-def tabulate(out, command, files=None, tuned=()):
-    """Tables of the records ``files`` of a folder (None: of all that are there), which may be those of many commands."""
-    options = cli._parser().parse_args(["compare", *command.split()])
-    saved = json.loads((out / "arena.json").read_text())
-    records = [arena.read_record(out / file) for file in files or sorted(out.glob("runs/*.json"))]
-    order = list(arena.METHODS)
+def tables(request):
+    """The tables of the folder of ``request`` anew, with the row of eht-imaging beside black holes.  -> the summary"""
+    out = Path(request.out)
+    old = json.loads((out / "results.json").read_text())
+    records = [folder.read_record(out / file) for row in old["table"] for file in row["files"]]
+    order = list(METHODS)
     records.sort(key=lambda record: (order.index(record["method"]), record["budget"], record["item"], record["seed"]))
-    items = cli.build_items(options, options.methods, range(max(record["item"] for record in records) + 1))
-    metric = items[0].problem.metric
-    known = arena.known_rows(items) | (ehtim_row() if options.problem == "black-hole" else {})
-    return arena.tabulate(records, known, {**saved, "settings": {}, "tuned": list(tuned), "metric": metric}, out)
+    items = items_of(request, range(max(record["item"] for record in records) + 1))
+    known = known_rows(items) | (ehtim_row() if request.problem == "black-hole" else {})
+    problem = items[0].problem
+    return tabulate(records, known, {**old, "metric": problem.metric, "larger_is_better": problem.larger_is_better}, out)
 
 
 def page(name, costs=True):
@@ -77,8 +97,8 @@ def page(name, costs=True):
     best start: of the seed that fits an item's data best; one particle: relative L2 of the particles, averaged; both and
     the number of rows at the largest budget. Without ``costs`` the short form of the README.
     """
-    summary = json.loads((HERE / "results" / f"arena-{name}.json").read_text())
-    metric, sign = summary["metric"], -1 if summary["metric"] in arena.LARGER_IS_BETTER else 1
+    summary = json.loads((RESULTS / f"arena-{name}.json").read_text())
+    metric, sign = summary["metric"], -1 if summary.get("larger_is_better", summary["metric"].startswith("psnr")) else 1
     digits = 2 if sign > 0 else 1
     rows = {(row["method"], row["budget"]): row for row in summary["table"]}
     budgets = sorted({budget for _, budget in rows})
@@ -94,6 +114,9 @@ def page(name, costs=True):
 
     def number(value):
         return "-" if value is None else f"{value:.{digits}f}"
+
+    def particles(row):  # older results have the shorter name
+        return row["mean"].get("relative_l2_of_particles", row["mean"].get("relative_l2"))
 
     def difference(row):
         if "difference" not in row or row.get("method") == summary["base"]:
@@ -120,7 +143,7 @@ def page(name, costs=True):
         cost = row["cost"]
         lines.append(f"| {method} | " + " | ".join(cell(rows.get((method, budget))) for budget in budgets)
                      + f" | {difference(paired(method))} | {number(row['best_start'])} | {row['rows']} | "
-                       f"{number(row['mean'].get('relative_l2'))} |"
+                       f"{number(particles(row))} |"
                      + costs * (f" {cost['depth']:,.0f} | {cost['denoiser'] + cost['network']:,.0f} | "
                                 f"{cost['seconds']:.1f} | {cost['own_percent']:.0f} |"))
     for label, row in summary["known"].items():
@@ -138,31 +161,28 @@ def main():
     parser.add_argument("--tables", action="store_true", help="run nothing, tabulate what is there")
     parser.add_argument("--page", action="store_true", help="run nothing, print the tables in results/ as Markdown")
     options = parser.parse_args()
-    results = HERE / "results"
-    for problem in options.problems:
-        for name, commands in COMPARISONS[problem].items():
-            out, files, tuned = HERE.parent / "out-arena" / name, [], {}
-            if options.only not in (None, name):
-                continue
-            if options.page:
-                print(f"{page(name)}\n")
-                continue
-            for command in () if options.tables else commands:
-                print(f"enkg compare {command}", flush=True)
-                if cli.main(["compare", *command.split(), "--out", str(out), "--quiet"]):
-                    return 1
-                made = json.loads((out / "results.json").read_text())
-                files += [file for row in made["table"] for file in row["files"]]
-                tuned |= dict.fromkeys(made["tuned"])  # each sentence once
-            if options.tables or len(commands) > 1 or name == "black-hole":
-                tabulate(out, commands[0], files, tuned)
-            print((out / "table.txt").read_text())
-            for source, suffix in (("table.txt", "txt"), ("pareto.png", "png")):
-                shutil.copy(out / source, results / f"arena-{name}.{suffix}")
-            summary = json.loads((out / "results.json").read_text())
-            (results / f"arena-{name}.json").write_text(json.dumps(summary) + "\n")
+    for name, requests in ((name, found()) for problem in options.problems
+                           for name, found in COMPARISONS[problem].items() if options.only in (None, name)):
+        if options.page:
+            print(f"{page(name)}\n")
+            continue
+        for request in () if options.tables else requests:
+            print(f"{name}: {', '.join(request.methods)} at {request.budgets}", flush=True)
+            compare(request, say=lambda words: print(words, flush=True))
+        publish(name, tables(requests[0]))
     return 0
 
 
+def publish(name, summary):
+    """The tables of a comparison into results/."""
+    out = _out(name)
+    shutil.copy(out / "table.txt", RESULTS / f"arena-{name}.txt")
+    if name in SHOWN:
+        shutil.copy(out / "pareto.png", RESULTS / f"arena-{name}.png")
+    (RESULTS / f"arena-{name}.json").write_text(json.dumps(plain(summary)) + "\n")
+    (RESULTS / f"arena-{name}.md").write_text(page(name) + "\n")
+    print((out / "table.txt").read_text())
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -6,9 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enkg_ref import cli
-from enkg_ref.compare import arena
+from enkg_ref import __version__, cli
+from enkg_ref.commands import building
+from enkg_ref.commands import compare as command_module
+from enkg_ref.commands.compare import CompareRequest, items_of
+from enkg_ref.commands.solve import VJP_COST
+from enkg_ref.compare import run
 from enkg_ref.enkg_r.reference import file_sha256
+from enkg_ref.methods import METHODS, check
 from enkg_ref.run import ledger, report
 from onnx_priors import manifest
 
@@ -42,7 +47,7 @@ def test_every_method_runs_on_the_same_data_and_stays_within_the_budget(here, ca
 
 
 def test_a_comparison_goes_on_where_it_was_killed(here, monkeypatch, kill_run):
-    monkeypatch.setattr(arena, "vjp_cost", lambda item: 1.0)  # measured, it would differ between the two folders
+    monkeypatch.setattr(run, "vjp_cost", lambda item: 1.0)  # measured, it would differ between the two folders
     command = ("linear-gaussian", "--methods", "eki,dps", "--budget", 100, "--seeds", 1, "--items", 3, "--quiet")
     assert compare(*command, "--out", "whole") == 0
     calls = kill_run(4)
@@ -80,15 +85,15 @@ def test_what_a_comparison_is_of_is_recorded_and_nothing_of_it_may_change(here, 
     facts = manifest.read_manifest()["navier-stokes-32"]
     assert identity["prior_sha256"] == facts["denoiser"]["sha256"]
     assert identity["reference_sha256"] == file_sha256(manifest.WEIGHTS / "navier-stokes-32.reference.npz")
-    assert identity["version"] == cli.__version__
+    assert identity["version"] == __version__
     assert {key: identity[key] for key in ("fft", "size", "noise", "data_solver")} == {
         "fft": "scipy", "size": 32, "noise": 0.55, "data_solver": "same"}
     capsys.readouterr()
-    monkeypatch.setattr(cli, "__version__", "99")
+    monkeypatch.setattr(command_module, "__version__", "99")
     assert compare(*command) == 2 and "a comparison with version = " in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(cli, "file_sha256", lambda path: "another file")
+    monkeypatch.setattr(building, "file_sha256", lambda path: "another file")
     assert compare(*command) == 2 and "a comparison with prior_sha256 = " in capsys.readouterr().err
 
 
@@ -155,12 +160,11 @@ def test_solve_runs_every_method_by_its_budget(method, here):
                      "--quiet"]) == 0
     summary = json.loads(Path("out/summary.json").read_text())
     counts = summary["ledger"]
-    spent = counts["fwd_total"] + cli.VJP_COST * counts["fwd_vjp_total"]
+    spent = counts["fwd_total"] + VJP_COST * counts["fwd_vjp_total"]
     assert 100 < spent <= 200 and summary["method"] == method
     # the same run as the arena's, from the same seed
-    item = cli.build_items(cli._parser().parse_args(["compare", "linear-gaussian", "--methods", method, "--budget",
-                                                     "200"]), [method], [0])[0]
-    record = arena.run(item, method, 200, 3, cli.VJP_COST)
+    (item,) = items_of(CompareRequest("linear-gaussian", (method,), (200,), "out"), [0])
+    record = run.run(item, method, 200, 3, VJP_COST)
     assert np.isclose(summary["metrics"]["error_to_posterior_mean"], record["scores"]["error_to_posterior_mean"])
     assert all(counts[name] == record["ledger"][name] for name in ("fwd_total", "den_total", "fwd_vjp_total"))
 
@@ -194,25 +198,90 @@ def test_the_text_of_a_run_shows_every_kind_of_call_that_was_made():
 
 
 def test_every_method_says_what_its_spread_means_and_only_ensembles_speak_of_particles():
-    assert set(report.SPREAD) == set(arena.METHODS)
-    assert [name for name, words in report.SPREAD.items() if "more particles" in words] == ["enkg", "eki"]
+    spread = {name: method.spread for name, method in METHODS.items()}
+    assert all(words.endswith(".") and len(words) > 40 for words in spread.values())
+    assert [name for name, words in spread.items() if "more particles" in words] == ["enkg", "eki"]
     one_row = {"scg", "dpg", "forward-gsg", "central-gsg"}
-    assert {name for name, words in report.SPREAD.items() if "One chain" in words} == one_row
+    assert {name for name, words in spread.items() if "One chain" in words} == one_row
 
 
-def test_the_comparisons_of_the_readme_can_be_paid(load_benchmark):
-    for commands in (commands for table in load_benchmark("arena").COMPARISONS.values() for commands in table.values()):
-        for command in commands:
-            options = cli._parser().parse_args(["compare", *command.split()])
-            item = cli.build_items(options, options.methods, [0])[0]
-            c_vjp = 1.0 if options.c_vjp is None else options.c_vjp
-            arena.check(options.methods, item, options.budget, c_vjp, {})
-            assert set(options.methods) <= set(arena.METHODS) and options.items >= 5 and options.seeds >= 3
+def test_the_comparisons_of_the_results_can_be_paid(load_benchmark):
+    for requests in (found() for table in load_benchmark("arena").COMPARISONS.values() for found in table.values()):
+        for request in requests:
+            (item,) = items_of(request, [0])
+            check(request.methods, item, request.budgets, 1.0 if request.c_vjp is None else request.c_vjp, {})
+            assert set(request.methods) <= set(METHODS) and request.items >= 5 and request.seeds >= 3
 
 
-def test_the_pages_show_the_tables_that_are_committed(load_benchmark):
-    benchmark, root = load_benchmark("arena"), Path(__file__).parents[1]
-    page, readme = ((root / name).read_text() for name in ("enkg_ref/WHEN_NOT.md", "README.md"))
+def test_the_page_shows_the_tables_that_are_committed(load_benchmark):
+    benchmark, page = load_benchmark("arena"), (Path(__file__).parents[1] / "benchmarks" / "RESULTS.md").read_text()
     for name in (name for table in benchmark.COMPARISONS.values() for name in table):
         assert benchmark.page(name) in page
-        assert benchmark.page(name, costs=False) in readme or not name.startswith("navier-stokes")
+
+
+# ------------------------------------------------------------------------------------------------ a method of one's own
+TOY = """
+import dataclasses
+
+from enkg_ref.protocol import Method, Plan, at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    x: object
+    level: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    level: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BetterHalf:  # of draws of N(0, 1), the better half in the place of the other, a few times
+    likelihood: object
+    waves: int
+
+    def init(self, noise):
+        return State(noise)
+
+    def ask(self, state):
+        return state.x
+
+    def tell(self, state, y_pred):
+        order, half = self.likelihood.misfit(y_pred).argsort(), len(state.x) // 2
+        x = state.x.copy()
+        x[order[-half:]] = state.x[order[:half]]
+        return State(x, state.level + 1), Info(state.level)
+
+    def done(self, state):
+        return state.level == self.waves
+
+
+def plan(item, budget, c_vjp, seed, settings):
+    at_least("toy", budget, 40)
+    waves = settings.get("waves", 2)
+    return Plan(BetterHalf(item.likelihood, waves), budget // waves, {"waves": waves}, waves, State)
+
+
+METHOD = Method(plan, frozenset({"forward"}), words="the better half, again", spends="two waves",
+                spread="In this example of a method the spread means nothing.", candidates=({}, {"waves": 3}))
+"""
+
+
+def test_a_method_is_added_by_one_file_and_one_line(here, monkeypatch, capsys):
+    Path("toy_method.py").write_text(TOY)
+    monkeypatch.syspath_prepend(str(here))
+    import toy_method
+
+    monkeypatch.setitem(METHODS, "toy", toy_method.METHOD)  # the one line
+    assert compare("linear-gaussian", "--methods", "eki,toy", "--budget", 100, "--seeds", 1, "--items", 3, "--tune",
+                   "--c-vjp", 1, "--out", "out") == 0
+    printed = capsys.readouterr().out
+    assert "toy: tuned to " in printed and "the best of 2 on two other items" in printed
+    row = next(row for row in json.loads(Path("out/results.json").read_text())["table"] if row["method"] == "toy")
+    assert row["runs"] == 3 and row["failed"] == 0 and 98 <= row["cost"]["forward_equivalents"] <= 100
+    assert compare("linear-gaussian", "--methods", "toy", "--budget", 9, "--out", "other") == 2
+    assert "budget: got 9 forward calls for toy, expected at least 40" in capsys.readouterr().err
+    assert compare("linear-gaussian", "--methods", "toi", "--budget", 90, "--out", "other") == 2
+    assert "did you mean toy?" in capsys.readouterr().err

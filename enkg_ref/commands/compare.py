@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import problems
 
@@ -15,7 +18,6 @@ from ..compare.run import compare as run_comparison
 from ..compare.tables import to_text
 from ..methods import METHODS
 from ..protocol import one_of
-from ..run import checkpoint
 from . import building
 from .sizes import refuse_impossible
 
@@ -104,7 +106,13 @@ def identity(request, prior, observation):
     arguments = problems.arguments(request.problem, **request.options)
     return {"prior": prior.source or prior.name, "prior_sha256": prior.sha256,
             "reference_sha256": building.reference_sha256(_Beside(), prior), "version": __version__, **arguments,
-            "noise": checkpoint.described(observation.noise)}
+            "noise": _described(observation.noise)}
+
+
+def _described(noise):
+    """A standard deviation as it is, several by their fingerprint."""
+    noise = np.asarray(noise, dtype=np.float64)
+    return hashlib.sha256(np.ascontiguousarray(noise).tobytes()).hexdigest()[:16] if noise.ndim else float(noise)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .folder import COSTS
 from .plots import pareto_figure
 from .statistics import differences, summarise
 
-COLUMNS = ("relative_l2", "crps", "ssr", "coverage_90", "chi2", "error_to_posterior_mean",
+COLUMNS = ("relative_l2_of_particles", "crps", "ssr", "coverage_90", "chi2", "error_to_posterior_mean",
            "spread_over_posterior_spread", "relative_l2_of_best_fit", "chi2_cp", "chi2_lca")
 FOOT = ("runs: items x seeds, means over them [95 % over items, Student's t below ten]. F = forward calls + {c_vjp:g} "
         "x forward VJPs. seconds: one run, machine shared. own %: share of the method's arithmetic, without forward "
