@@ -170,7 +170,7 @@ def test_solve_runs_every_method_by_its_budget(method, here):
 
 
 @pytest.mark.parametrize("argv, sentence", [
-    (["--method", "eki"], "budget: got nothing, expected --budget CALLS with method eki"),
+    (["--method", "eki"], "budget: got nothing, expected a number of forward calls for eki, at least 4"),
     (["--method", "eki", "--budget", "2"], "budget: got 2 forward calls for eki, expected at least 4"),
     (["--method", "dps", "--budget", "500", "--steps", "9"], "steps: got 9 with method dps"),
     (["--budget", "500", "--particles", "9"], "particles: got 9 with a budget"),
