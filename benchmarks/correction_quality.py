@@ -6,7 +6,7 @@ For every cell of horizon x noise level x spread x J: an ensemble (attractor poi
 sigma, psi = G o phi with the 12-step Euler flow of the Gaussian prior fitted to the attractor, data of an independent
 truth with unit noise. Compared, for the first eight particles, the correction of the library (direction (T6)) and
 -C_xx Dpsi' Gamma^-1 e_j with the exact Dpsi: mean cosine and mean relative error. Three numbers that need no derivative
-are ranked against the cosine; the first is `Info.trust`, taken from the predictions of the next update.
+are ranked against the cosine; the first is `trust` of a run's history, taken from the predictions of the next update.
 
 Writes correction_quality.csv, .md (table, mean +- 95 % half-width over seeds) and .png (heat map, calibration).
 
@@ -26,8 +26,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr, t
 
-from enkg_ref import Config, EnKG, Gaussian, correct, frobenius, iterate
-from enkg_ref.diagnostics import linear_change, trust
+from enkg_ref import Gaussian, Preset, correct, frobenius, iterate
+from enkg_ref.diagnostics import Memory, linear_change, observe, trust
 from enkg_ref.diffusion import flow_to_zero
 from problems.linear_gaussian import linear_gaussian
 from problems.lorenz96 import attractor, gaussian_prior, lorenz96
@@ -123,12 +123,12 @@ def linear_gaussian_trust(gamma, seeds=5, J=256):
     within, across = [], []
     for seed in range(seeds):
         p = linear_gaussian("A", seed=seed)
-        run = EnKG(p.denoise, Gaussian(p.observation.y, p.observation.noise),
-                   Config(particles=J, steps=80, guidance=gamma))
-        noise = np.random.default_rng([5, seed]).standard_normal((J, *p.event_shape))
+        run = Preset(J, 80).but(guidance=gamma).method(p.denoise, Gaussian(p.observation.y, p.observation.noise))
+        noise, memory = np.random.default_rng([5, seed]).standard_normal((J, *p.event_shape)), Memory()
         for _, info in iterate(run, p.forward, run.init(noise)):
-            if info.trust is not None:
-                (within if info.update else across).append(info.trust)
+            memory, line = observe(memory, info, run.likelihood)
+            if line["trust"] is not None:
+                (within if info.update else across).append(line["trust"])
     return within, across
 
 
