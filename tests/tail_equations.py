@@ -9,18 +9,22 @@ Letters: d state, m observations, n evaluations (z_i, d_i) of the whitened diffe
 import math
 
 
-def ancestral_draw(x, levels, denoise, noise_of_level, residual):
-    """x <- x0 + (b/a)^2 (x - x0) + b sqrt(1 - (b/a)^2) eps,  x0 = D(x, a) + r_a;  at the last level x0.
+def ancestral_draw(x, levels, denoise, noise_of_level, residual, order):
+    """x <- D* + (b/a)^2 (x - D*) + b sqrt(1 - (b/a)^2) eps,  D* = D + (D - D_before) log(a/b)/(2 log(a_before/a)).
 
-    noise_of_level[i] = eps of the step from level i;  residual[i] = r at level i
+    At the last level D + r. Order 1: D* = D, as at the first level.  noise_of_level[i] = eps of the step from level i
     """
-    for i, a in enumerate(levels):
-        x0 = [D + r for D, r in zip(denoise(x, a), residual[i])]
-        if i == len(levels) - 1:
-            return x0
-        b = levels[i + 1]
+    before = None
+    for i, a in enumerate(levels[:-1]):
+        b, D = levels[i + 1], denoise(x, a)
+        ahead = D
+        if order == 2 and before is not None:
+            weight = math.log(a / b) / (2 * math.log(levels[i - 1] / a))
+            ahead = [now + weight * (now - then) for now, then in zip(D, before)]
         x = [p + (b / a) ** 2 * (v - p) + b * math.sqrt(1 - (b / a) ** 2) * e
-             for p, v, e in zip(x0, x, noise_of_level[i])]
+             for p, v, e in zip(ahead, x, noise_of_level[i])]
+        before = D
+    return [D + r for D, r in zip(denoise(x, levels[-1]), residual)]
 
 
 def noising_log_ratio(x_s, x, nu, x_new, nu_new, s):

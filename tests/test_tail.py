@@ -215,6 +215,30 @@ def test_exact_draws_stay_exact_draws_though_the_surrogate_is_poor():
         toy.exact.weights @ np.abs(toy.exact.points[:, 0]), abs=4 * 0.2 / math.sqrt(J))
 
 
+def test_linear_moves_leave_the_posterior_of_a_map_that_is_not_linear_where_it_is():
+    """400 chains from the exact posterior of H, whose prior is Gaussian: (X3) is exact however wrong its model is."""
+    toy = exact_toy("H", 2)
+    likelihood = Gaussian(toy.observation.y, toy.observation.noise)
+    J = 400
+    start = toy.exact.draw(np.random.default_rng(3), J)
+    method = eki.EKI(likelihood, eki.Config(1, guidance=0.0), lambda noise: start)
+    whole = tail.Tail(method, eki.State, toy.denoise, likelihood, STANDARD, tail.Config(
+        chains=J, waves=25, burn_in=1, rows=100, propose=tail.linear_moves, smallest=0.2, largest=1.0))
+    for state, info in iterate(whole, toy.forward, whole.init(member_normals(0, 0, J, (2,)))):  # noqa: B007
+        pass
+    assert 0.2 < info.mean_acceptance < 0.98 and np.mean(np.any(state.x != start, axis=1)) > 0.95
+    np.testing.assert_allclose((state.x.mean(axis=0) - toy.exact.mean) / toy.exact.sd, 0.0, atol=4 / math.sqrt(J))
+    np.testing.assert_allclose(state.x.std(axis=0) / toy.exact.sd, 1.0, atol=4 * 0.8 / math.sqrt(J))
+
+
+def test_the_rule_takes_linear_moves_where_the_prior_has_many_modes():
+    many = Reference(np.zeros(60), np.eye(60), np.ones(60))
+    assert tail.settings_by_rule(many, 32, 640).propose is tail.linear_moves
+    few = tail.settings_by_rule(STANDARD, 32, 640, sigma_range=(0.1, 2.0))
+    assert few.propose is tail.kernel_moves and (few.smallest, few.largest, few.least) == (0.1, 2.0, 0.1)
+    assert (few.waves, few.burn_in) == (20, 10)
+
+
 def test_with_a_linear_model_and_gaussian_prior_every_linear_move_is_accepted():
     problem = linear_gaussian("LG6")
     likelihood = Gaussian(problem.observation.y, 0.3)

@@ -38,6 +38,8 @@ FEWEST_CHAINS, MOST_CHAINS = 16, 64  # beside the particles of the method
 FAILED = 1e30  # misfit of an evaluation that is not finite
 SCALES = 6  # equal parts of log s whose use is adapted in the burn-in
 TRACED = 16  # leading modes that the certificate judges
+MANY_MODES = 20
+SMALLEST, LARGEST, SMALLEST_LINEAR, LARGEST_LINEAR = 0.05, 3.0, 0.03, 0.15  # of s, in the prior's standard deviations
 LEAST_ACCEPTANCE, MOST_R_HAT, LEAST_EFFECTIVE = 0.2, 1.3, 50.0  # of a run without doubts
 OF = "of_"  # prefix of the wrapped method's fields in the state
 
@@ -143,7 +145,7 @@ class Config:
     least: float = 0.0
     moves: int = 10
     draws: int = 8
-    calls: int = 5
+    calls: int = 8
     rows: int = 300
     seed: int = 0
 
@@ -386,7 +388,10 @@ def certificate(line):
 
 
 def settings_by_rule(reference, chains, budget, sigma_range=(0.0, math.inf), seed=0):
-    """Settings of a tail of ``budget`` forward calls: half of the waves are burn-in, s in [0.05, 3] x the prior's std.
+    """Settings of a tail of ``budget`` forward calls: half of the waves are burn-in.
+
+    Up to MANY_MODES modes hold 95 % of the prior's variance: ``kernel_moves``, s in [0.05, 3] x the prior's std. With
+    more no chain finds its way by draws of the prior: ``linear_moves``, s in [0.03, 0.15] x std.
 
     Raises ValueError if the budget is below four waves.
     """
@@ -394,10 +399,12 @@ def settings_by_rule(reference, chains, budget, sigma_range=(0.0, math.inf), see
     if waves < 4:
         raise ValueError(f"tail: got {budget} forward calls for {chains} chains, expected at least {4 * chains}")
     low, high = sigma_range
-    few = reference.active_modes(0.95) <= 4
-    smallest = max(0.05 * reference.std, low)
-    return Config(chains=chains, waves=waves, burn_in=waves // 2, smallest=smallest,
-                  largest=max(min(3.0 * reference.std, high), smallest), least=low, seed=seed, rows=200 if few else 300)
+    modes = reference.active_modes(0.95)
+    many = modes > MANY_MODES
+    smallest = max((SMALLEST_LINEAR if many else SMALLEST) * reference.std, low)
+    largest = max(min((LARGEST_LINEAR if many else LARGEST) * reference.std, high), smallest)
+    return Config(chains=chains, waves=waves, burn_in=waves // 2, smallest=smallest, largest=largest, least=low,
+                  seed=seed, propose=linear_moves if many else kernel_moves, rows=200 if modes <= 4 else 300)
 
 
 def _repeat(x, n):
