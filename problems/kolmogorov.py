@@ -201,7 +201,7 @@ def build(time=1, noise=0.1, item=0, truth=None, observation=None, fft="scipy"):
         units="vorticity (box 2 pi)",
         truth=truth,
         forward_vjp=forward_vjp,
-        prior=None,
+        prior="kolmogorov",
         gaussian=gaussian,
         known={"prior mean": mean},
         defaults={"particles": 256, "steps": 40, "guidance": 2.0, "updates": 2},
