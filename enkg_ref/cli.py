@@ -12,7 +12,7 @@ import problems
 from problems.files import read_array
 
 from . import __version__
-from .commands import compare, options, queue, solve, verify, words
+from .commands import compare, options, prior, queue, solve, verify, words
 from .commands import list as listing
 from .commands.progress import Bar
 from .run import folder, report
@@ -53,6 +53,12 @@ def parser():
     _add_problems(command, {"item", "seed", "truth", "observation"})
 
     _add(commands.add_parser("verify", help="measure the statements of THEORY.md"), options.VERIFY)
+    verbs = commands.add_parser("prior", help="a prior of your own: fit, train, check, import").add_subparsers(
+        dest="verb", required=True, parser_class=_Parser)
+    for verb, (about, argument, table) in options.PRIOR.items():
+        command = verbs.add_parser(verb, help=about, description=about)
+        command.add_argument("source", help=argument)
+        _add(command, table)
     commands.add_parser("list", help="problems, methods and what each needs, priors")
     return top
 
@@ -122,12 +128,24 @@ def run_verify(given):
     return verify.verify(given.json, given.backend)
 
 
+def run_prior(given):
+    chosen = {name: getattr(given, name) for name, _ in options.PRIOR[given.verb][2]}
+    if given.verb == "check":
+        found = prior.check(given.source, **chosen)
+        print(found.text)
+        return 0 if found.ok else 1
+    made = prior.VERBS[given.verb](given.source, **chosen)
+    print(made.text)
+    print(f"written: {', '.join(map(str, made.files))}")
+    return 0
+
+
 def run_list(given):
     return _show(listing.text())
 
 
 CALLS = {"solve": run_solve, "ask": run_ask, "tell": run_tell, "compare": run_compare, "verify": run_verify,
-         "list": run_list}
+         "prior": run_prior, "list": run_list}
 
 
 # ----------------------------------------------------------------------------------------------------------- the entry

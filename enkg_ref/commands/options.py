@@ -37,6 +37,17 @@ def window(text):
     return start, end
 
 
+def shape(text):
+    """One to three whole numbers, of a text with commas."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not (1 <= len(found) <= 3 and min(found) >= 1):
+        raise ValueError(f"got {text!r}, expected one to three whole numbers >= 1 with commas between them")
+    return found
+
+
 def names(text):
     """The names of a text with commas."""
     return tuple(text.split(","))
@@ -118,6 +129,48 @@ VERIFY = (
     ("json", {"metavar": "FILE", "help": "the same for machines"}),
     ("backend", {"default": "numpy", "help": "numpy, torch, jax, strict or cupy"}),
 )
+
+
+_IMAGES = (  # of enkg prior fit and train
+    ("out", {"required": True, "metavar": "FILE.onnx", "help": "the prior; its Jacobian and its reference for enkg-r "
+             "are written beside it"}),
+    ("scale", {"read": positive, "help": "x = (image - shift)/scale are the prior's units; default: so that x has a "
+               "standard deviation of 0.5"}),
+    ("shift", {"read": float, "help": "default: the mean of all pixels"}),
+    ("units", {"default": "", "help": "of the images, in words"}),
+    ("data", {"default": "", "help": "what the images are, in words"}),
+    ("seed", {"read": int, "default": 0, "help": "default 0"}),
+)
+_FILE = "images, .npy, (N, *event), physical units, N at least 32"
+PRIOR = {  # verb: (help, help of its argument, options)
+    "fit": ("a prior from images by mean and covariance, or a mixture: seconds, no torch", _FILE, (
+        ("kind", {"default": "gaussian", "choices": ("gaussian", "mixture"), "help": "default gaussian"}),
+        ("components", {"read": integer, "help": "of the mixture; default: by held-out images"}),
+        ("modes", {"read": integer, "help": "principal components; default: by held-out images"}),
+        *_IMAGES)),
+    "train": ("a network prior from images (extra train); repeat the command to go on", _FILE, (
+        ("minutes", {"read": positive, "default": 30.0, "help": "of training; default 30"}),
+        ("symmetry", {"default": "none", "choices": ("none", "mirror", "square", "shift"), "help": "what leaves an "
+                      "image as likely as it was: mirror left and right, the eight symmetries of the square, any "
+                      "periodic shift; default none"}),
+        ("work", {"metavar": "DIR", "help": "of the checkpoint; default FILE-training"}),
+        *_IMAGES)),
+    "check": ("whether a file is a prior, and a good one", "a prior file, or the name of a shipped prior", (
+        ("images", {"metavar": "FILE.npy", "help": "held-out images, physical units, to judge it by"}),)),
+    "import": ("a diffusion model you have (extra train)", "package.module:function that returns the torch module, or "
+               "a folder saved by diffusers", (
+        ("kind", {"required": True, "help": "what the network is: edm, edm-network, epsilon, v, sample, flow, "
+                  "flow-from-noise or diffusers"}),
+        ("out", {"required": True, "metavar": "FILE.onnx", "help": "the prior; its Jacobian is written beside it"}),
+        ("shape", {"read": shape, "metavar": "C,H,W", "help": "of an event; diffusers' networks know it"}),
+        ("schedule", {"default": "linear", "help": "of epsilon, v, sample: linear, scaled-linear, cosine, or the .npy "
+                      "file of alphas_cumprod"}),
+        ("scale", {"read": positive, "help": "your simulator receives scale * x + shift; default 1"}),
+        ("shift", {"read": float, "help": "default 0"}),
+        ("units", {"help": "of scale * x + shift, in words"}),
+        ("images", {"metavar": "FILE.npy", "help": "like those it was trained on: write the reference for enkg-r too"}),
+        ("no_jacobian", {"switch": True, "help": "do not try to export its Jacobian, which takes minutes"}))),
+}
 
 
 def of_problems(without=()):
