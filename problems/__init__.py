@@ -16,6 +16,7 @@ PROBLEMS = {
     "kolmogorov": "problems.kolmogorov:ENTRY",
     "lorenz96": "problems.lorenz96:ENTRY",
     "linear-gaussian": "problems.linear_gaussian:ENTRY",
+    "exact-toys": "problems.exact_toys:ENTRY",
 }
 """The table: name -> "module:entry". The module is loaded when the problem is asked for."""
 

@@ -28,7 +28,7 @@ from onnx_priors.gaussian import GaussianPrior
 from onnx_priors.mixture import MixturePrior
 
 from ._xp import array_namespace, like
-from .problem import ITEM, Entry, Observation, Option, Problem
+from .problem import ITEM, Entry, Observation, Option, Problem, positive
 
 NAMES = "ABCDEFGH"
 TRUTHS = 55  # seed of the truths and their data
@@ -86,6 +86,15 @@ class Toy(Problem):
         """-|G(x) - y|^2/(2 s^2).  host (n, d) -> (n,)"""
         d = (self.forward(x) - self.observation.y) / self.observation.noise
         return -0.5 * np.sum(d * d, axis=1)
+
+    @cached_property
+    def posterior(self):
+        """Mean (d,) and covariance (d, d) of the exact posterior, which for most of the eight is not Gaussian."""
+        found = self.exact
+        if found.covariance is not None:
+            return found.mean, found.covariance
+        deviations = found.points - found.mean
+        return found.mean, (found.weights * deviations.T) @ deviations
 
     @cached_property
     def exact(self):
@@ -262,7 +271,7 @@ def exact_toy(letter, item=0, noise=None):
     y = y + noise * rng.standard_normal(y.shape)
     return Toy(name=f"exact-toy-{letter.lower()}", event_shape=(truth.shape[1],), forward=forward,
                forward_vjp=forward_vjp, observation=Observation(y=y, noise=noise), truth=truth[0],
-               exact_prior=prior, log_density=log_density,
+               exact_prior=prior, log_density=log_density, gaussian=None if letter in "BF" else prior,
                notes=f"problem {letter}: exact prior and posterior; verification, not an application")
 
 
@@ -271,8 +280,9 @@ def build(toy="A", noise=None, item=0):
     return exact_toy(toy, item, noise)
 
 
-ENTRY = Entry(build, "eight small problems with exact posteriors: --toy A ... H (verification)",
-              (Option("toy", str, "which of the eight", "A", tuple(NAMES)), ITEM))
+ENTRY = Entry(build, "small problems with exact posteriors: --toy A, C, D, E, G or H (verification)",
+              (Option("toy", str, "A, C, D, E, G or H; B and F, whose priors are mixtures, from Python", "A",
+                      tuple("ACDEGH")), Option("noise", positive, "standard deviation of the data"), ITEM))
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
