@@ -169,7 +169,7 @@ class FourierMagnitude(_Operator):
         """(J, *event) -> (J, m)"""
         xp = array_namespace(x)
         z = self._transform(x)
-        a = xp.reshape(self._magnitude(z), (*x.shape[:-2], -1))
+        a = xp.reshape(xp.abs(z), (*x.shape[:-2], -1))
         return self._rows(xp.take(a, self._beside(x, "full"), axis=-1))
 
     def vjp(self, x, v):
@@ -180,19 +180,13 @@ class FourierMagnitude(_Operator):
         flat = xp.reshape(v, (*x.shape[:-2], N * N))
         folded = 0.5 * (xp.take(flat, self._beside(x, "here"), axis=-1)
                         + xp.take(flat, self._beside(x, "there"), axis=-1))  # k and -k share a real cosine
-        a = self._magnitude(z)
+        a = xp.abs(z)
         weight = xp.reshape(folded, a.shape) / xp.where(a > 0, a, xp.ones_like(a))
         back = xp.fft.irfftn(z * xp.astype(weight, z.dtype), s=(N, N), axes=(-2, -1), norm="ortho")
         return xp.astype(back[..., :n, :n], x.dtype)
 
     def _transform(self, x):
         return array_namespace(x).fft.rfftn(x, s=(self.frame, self.frame), axes=(-2, -1), norm="ortho")
-
-    @staticmethod
-    def _magnitude(z):
-        xp = array_namespace(z)
-        re, im = xp.real(z), xp.imag(z)
-        return xp.sqrt(re * re + im * im)
 
 
 def bicubic(n, factor):
