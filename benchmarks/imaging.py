@@ -2,8 +2,7 @@
 
     python benchmarks/imaging.py operators             each forward model against the bare products or FFTs it needs
     python benchmarks/imaging.py run --out DIR         all methods x problems x items x seeds; goes on where it stopped
-    python benchmarks/imaging.py tables --out DIR      benchmarks/results/imaging.json and imaging.md from what is there
-    python benchmarks/imaging.py figures --out DIR     one picture per problem: truth, data and the answers of the methods
+    python benchmarks/imaging.py tables --out DIR      benchmarks/results/imaging-*.md and imaging.json from what is there
 
 The truths are the twelve shipped patches, a stand-in for FFHQ; every setting was chosen on training photographs. Linear
 problems are run a second time with the Gaussian of photographs as the prior, where the exact posterior is known.
@@ -167,10 +166,61 @@ def run(options):
                         progress)
 
 
+WORDS = {"photo-patches-64": "prior photo-patches-64", "gaussian": "Gaussian prior, exact posterior known"}
+COLUMNS = (  # heading, score, format
+    ("PSNR of particles", "psnr_of_particles", ".2f"), ("SSIM of mean", "ssim_of_mean", ".3f"),
+    ("SSIM of particles", "ssim_of_particles", ".3f"), ("PSNR of mean, official range", "psnr_of_mean_official_range", ".2f"),
+    ("SSR", "ssr", ".2f"), ("chi2", "chi2", ".2f"))
+RESOLVED = (("PSNR of mean, resolved", "psnr_of_mean_ambiguity_resolved", ".2f"),
+            ("PSNR of best fit, resolved", "psnr_of_best_fit_ambiguity_resolved", ".2f"))
+EXACT = (("error to posterior mean", "error_to_posterior_mean", ".2f"),
+         ("spread / posterior spread", "spread_over_posterior_spread", ".2f"))
+
+
+def tables(options):
+    """results/imaging-PROBLEM-PRIOR.md for every comparison in the folder, and their numbers in results/imaging.json."""
+    kept = {}
+    for name, prior in comparisons():
+        folder = Path(options.out) / f"{name}-{prior}"
+        if not (folder / "arena.json").exists():
+            continue
+        summary = json.loads((folder / "results.json").read_text())
+        (RESULTS / f"imaging-{name}-{prior}.md").write_text(table(summary, name, prior))
+        kept[f"{name}, {prior}"] = {
+            "tuned": summary["tuned"], "known": {key: row["mean"] for key, row in summary["known"].items()},
+            "rows": [{key: row[key] for key in ("method", "budget", "rows", "items", "seeds", "failed", "mean", "low", "high", "cost")}
+                     for row in summary["table"]]}
+    write("imaging.json", kept)
+
+
+def table(summary, name, prior):
+    """One comparison in markdown, best mean first."""
+    columns = [*COLUMNS[:4], *(RESOLVED if name == "phase-retrieval" else ()), *COLUMNS[4:], *(EXACT if prior == "gaussian" else ())]
+    lines = ["| method | budget | runs | failed | PSNR of mean, dB [95 %] | " + " | ".join(heading for heading, _, _ in columns)
+             + " | denoiser calls | s |", "|---" * (len(columns) + 7) + "|"]
+
+    def cell(row, score, form):
+        value = row["mean"].get(score)
+        return "" if value is None else f"{value:{form}}"
+
+    metric = summary["metric"]
+    for row in sorted(summary["table"], key=lambda row: (row["budget"], -row["mean"].get(metric, -1e9))):
+        mean, low, high = (row[kind].get("psnr_of_mean") for kind in ("mean", "low", "high"))
+        within = "" if mean is None else f"{mean:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low is not None else "")
+        lines.append(f"| {row['method']} | {row['budget']} | {row['items']} x {row['seeds']} | {row['failed']} | {within} | "
+                     + " | ".join(cell(row, score, form) for _, score, form in columns)
+                     + f" | {row['cost']['denoiser']:.0f} | {row['cost']['seconds']:.1f} |")
+    for key, row in summary["known"].items():
+        if "psnr_of_mean" in row["mean"]:
+            lines.append(f"| {key} | | | | {row['mean']['psnr_of_mean']:.2f} | " + " | ".join(
+                cell(row, score, form) for _, score, form in columns) + " | | |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for call in (operators, run):
+    for call in (operators, run, tables):
         command = commands.add_parser(call.__name__)
         command.set_defaults(call=call)
         if call is operators:

@@ -127,7 +127,7 @@ def known_rows(items):
             if item.problem.score is not None:
                 with np.errstate(all="ignore"):  # a zero field has no visibilities
                     found = item.problem.score(answer)
-                scores |= {key: found[key] for key in ("psnr_aligned", "error_to_posterior_mean") if key in found}
+                scores |= {key: found[key] for key in (item.problem.metric, "error_to_posterior_mean") if key in found}
             for key, value in scores.items():
                 rows.setdefault(name, {}).setdefault(key, {})[k] = float(value)
     return {name: {"mean": {key: float(np.mean(list(values.values()))) for key, values in row.items()},
