@@ -35,7 +35,7 @@ CREDITS = {  # name: (where it is, split, weight in training, author and terms a
     "clock": ("skimage", "test", 0, "Stefan van der Walt; public domain"),
 }
 SCALES = (1, 2, 3, 4)
-TEST_SCALES = (1, 2, 3)
+TEST_SCALES = (1, 2)
 TRUTH_SCALE = 3  # of the shipped truths: the scale at which a patch shows a thing rather than a surface
 MOMENT_DRAWS = 20_000
 

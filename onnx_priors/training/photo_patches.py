@@ -23,7 +23,7 @@ from onnx_priors.training.network import UNet
 from problems import photographs
 
 NAME = "onnx_priors.training.photo_patches"
-IMAGES = 200_000
+IMAGES = 64_000
 NETWORK = {"patch": 2, "channels": (32, 64, 128), "blocks": (1, 1, 1)}
 
 
@@ -97,7 +97,8 @@ def main(arguments=None):
     }
     forms = ("Wiener denoiser + posterior deviation x U-Net, inside the graph",
              "Wiener denoiser: constant mean, variances of cosines and opponent colours")
-    average = command.train_and_write(options, NAME, denoiser, draw, clean, facts, forms, log_sigma=(-1.0, 1.5))
+    average = command.train_and_write(options, NAME, denoiser, draw, clean, facts, forms, half=True,
+                                      log_sigma=(-1.0, 1.5))
     seen = draw(len(clean), torch.Generator().manual_seed(2**40))
     print("\nThe same on patches drawn as in training:\n")
     print(command.error_table({"network": average, "Wiener": denoiser.gaussian}, seen))
