@@ -74,7 +74,7 @@ def collapse_budget(steps):
 
 def _preset(item, budget, settings, paper):
     """(Preset, multiple of the rounding error at which an ensemble counts as collapsed)"""
-    if paper and getattr(item.problem, "preset", None):
+    if paper and item.problem.preset:
         settings.setdefault("preset", item.problem.preset)
     if "preset" in settings:
         name = settings.pop("preset")

@@ -255,7 +255,8 @@ def _problem(name, observation, closures, data, view, truth, branch, notes):
         f"image of peak 1, {view.pixels} pixels, field of view {view.field_of_view:g} micro-arcseconds")
     return Problem(name=name, event_shape=(view.pixels, view.pixels), forward=forward, observation=data,
                    scale=forward.scale, shift=forward.shift, units=units, truth=truth, forward_vjp=forward.vjp,
-                   prior=PRIOR if view.shipped else None, defaults=DEFAULTS, metric="psnr_aligned",
+                   prior=PRIOR if view.shipped else None, defaults=DEFAULTS, preset="black-hole-official",
+                   metric="psnr_aligned",
                    larger_is_better=True, score=score, pool=pool, figure=figure, export=export, remarks=remarks,
                    notes=notes)
 

@@ -155,6 +155,7 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
         gaussian=gaussian,
         known={"prior mean": own.scale * gaussian.mean},
         defaults={"particles": 256, "steps": 40, "guidance": 2.0, "updates": 2},
+        preset="navier-stokes-official",
         score=score,
         figure=draw,
         notes=notes,

@@ -48,6 +48,7 @@ class Problem:
         with the first two moments of the fields, or None; the prior itself where ``posterior`` is known
     known : mapping                 answers that need no run, (*event) in physical units, e.g. "prior mean"
     defaults : mapping              solver settings recommended for this problem, by Config field name
+    preset : str or None            name of the released configuration that was published for it, ``enkg_ref.PRESETS``
     ensembles : int                 independent ensembles of one run, unless the user says otherwise
     metric : str                    the figure of merit that a comparison sorts by
     larger_is_better : bool         whether it does so downwards
@@ -76,6 +77,7 @@ class Problem:
     gaussian: Any = None
     known: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
     ensembles: int = 1
     metric: str = "relative_l2_of_mean"
     larger_is_better: bool = False

@@ -27,6 +27,7 @@ def test_that_the_largest_misfit_of_fitted_data_is_the_quantile_of_chi_squared_o
     ({"mean": None, "typical": None, "lost": 1.0}, verdict.FAILURES, "100% of the last predictions"),
     ({"mean": 20.0, "typical": 20.0, "best": 0.02, "spread": 0.01}, verdict.NOT_FITTED, "0.02 was reached on the way"),
     ({"mean": 20.0, "typical": 20.0, "best": 20.0, "spread": 0.01}, verdict.NOT_FITTED, "collapsed before"),
+    ({"mean": 20.0, "typical": 20.0, "best": 20.0, "earlier": 20.0, "budget": 30.0}, verdict.NOT_FITTED, "collapsed"),
     ({"mean": 9.0, "typical": 99.0, "best": 9.0, "earlier": 9.0, "spread": 80.0}, verdict.NOT_FITTED, "still differ"),
     ({"mean": 9.0, "typical": 10.0, "best": 9.0, "earlier": 30.0}, verdict.NOT_FITTED, "still falling"),
     ({"mean": 9.0, "typical": 9.2, "best": 9.0, "earlier": 9.0}, verdict.UNEXPLAINED, "misfit per datum 9, expected 1"),

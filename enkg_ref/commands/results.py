@@ -104,7 +104,7 @@ class Found:
         g = self.predictions[self.rows][self.finite[self.rows]]
         index = self.index[self.rows][self.finite[self.rows]]
         made = {name: [line[name] for line in lines if line.get(name) is not None]
-                for name in ("misfit", "resolved", "kappa")}
+                for name in ("misfit", "resolved", "collapse_budget")}
         ends = [[line["misfit"] for line in lines if line["ensemble"] == k and line.get("misfit") is not None]
                 for k in range(self.count)]
         earlier = [values[3 * len(values) // 4] for values in ends if len(values) > 3]
@@ -123,7 +123,8 @@ class Found:
         return verdict.Evidence(
             m, len(self.ensemble) // self.count, best=min(made["misfit"], default=None),
             earlier=float(np.median(earlier)) if earlier else None,
-            resolved=max(made["resolved"], default=None), kappa=max(known, default=None), separation=separation,
+            resolved=max(made["resolved"], default=None),
+            budget=max(made["collapse_budget"], default=None), kappa=max(known, default=None), separation=separation,
             chains=tuple(dict.fromkeys(doubt for found in chains for doubt in found)),
             failed=counts["failed_fwd"] / max(counts["fwd_total"], 1), lost=float(np.mean(~self.finite)),
             assumed=self.problem.observation.noise_is_assumed, **facts)

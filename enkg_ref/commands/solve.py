@@ -176,7 +176,7 @@ class Setup:
         refuse_impossible(request.settings, request.budget)
         path = None if request.out is None else Path(request.out) / FAILURE_FILE
         log = members.FailureLog(path, request.quiet)
-        self._pool, self.chosen = None, ""
+        self._pool = None
         request = self._with_executor(request)
         self.problem = building.problem_of(request, log)
         count = self.problem.ensembles if request.ensembles is None else request.ensembles
@@ -184,10 +184,7 @@ class Setup:
         request = dataclasses.replace(request, ensembles=count, workers=workers)
         self.processes = 1 if request.executor is not None else min(workers, count)
         self.prior = building.prior_of(request, self.problem, building.threads_per_worker(self.processes))
-        if request.method is None:
-            own = {**request.settings, **({"paper": True} if request.paper else {})}
-            name, why = choose(self.problem, building.has_reference(request, self.prior), own)
-            self.chosen, request = f"{name}: {why}", dataclasses.replace(request, method=name)
+        request, self.chosen = self._with_method(request)
         self.method = METHODS[request.method]
         self.settings = self._settings(request)
         item, self.reference_calls = building.item_of(request, self.problem, self.prior, [request.method])
@@ -207,6 +204,14 @@ class Setup:
     def close(self):
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+    def _with_method(self, request):
+        """(the request with a method, why it is this one where the user named none)"""
+        if request.method is not None:
+            return request, ""
+        own = {**request.settings, **({"paper": True} if request.paper else {})}
+        name, why = choose(self.problem, building.has_reference(request, self.prior), own)
+        return dataclasses.replace(request, method=name), f"{name}: {why}"
 
     def _with_executor(self, request):
         """The request with the pool that its ``workers`` ask for beyond the ensembles."""

@@ -15,6 +15,7 @@ FIT_FACTOR = 1.5  # misfit per datum that is forgiven whatever the p-value: no m
 ASSUMED_FACTOR = 25.0  # the same where nobody stated the noise and 2 % of the data were assumed: 10 % of the data
 OVERFIT_FACTOR = 0.5  # below it, and rare, particles follow the noise
 COLLAPSED = 0.25  # variance of the predictions over what the data leave open: half the standard deviation
+SPENT = 8.0  # collapse budget of a run (THEORY.md 1.5): the spread of the predictions fell about exp(8) times
 FALLING = 0.8  # misfit at the end over that at three quarters of the updates: below, it has not come to rest
 SEPARATED = 1.0  # distance of two ensemble means over the spread of one; sqrt(2/J) is expected
 SURPRISED = 3.0  # kappa of EnKG-R: square of the innovations over its expectation
@@ -38,6 +39,7 @@ class Evidence:
     spread : tr(Gamma^-1 C_yy) of the last predictions, within the ensembles
     resolved : sum l/(1 + l) over the eigenvalues l of Gamma^-1/2 C_yy Gamma^-1/2 where it was largest, early in the
         run: what ``spread`` should be at the end
+    budget : the collapse budget of EnKG, sum of gamma/sqrt(r + kappa^2) over the updates
     kappa : of EnKG-R;  separation : of independent ensembles;  chains : doubts about Metropolis chains, in words
     failed, lost : shares of the forward calls, and of the last predictions, that failed
     assumed : the noise level is a guess of this program
@@ -51,6 +53,7 @@ class Evidence:
     earlier: float | None = None
     spread: float | None = None
     resolved: float | None = None
+    budget: float | None = None
     kappa: float | None = None
     separation: float | None = None
     chains: tuple[str, ...] = ()
@@ -93,7 +96,7 @@ def _unfitted(e):
         return Verdict(NOT_FITTED, f"{found}; {e.best:.2g} was reached on the way and lost, for the particles had no "
                        "spread left to follow",
                        "--guidance 0.5 with --stop particle, --step-rule tempered, or --method enkg-r")
-    if _collapsed(e):
+    if _collapsed(e) or e.budget is not None and e.budget > SPENT:
         return Verdict(NOT_FITTED, f"{found}; the ensemble collapsed before it came there",
                        "a smaller --guidance, more --particles, --step-rule tempered, or --method enkg-r")
     if e.spread is not None and e.spread > e.size or e.earlier is not None and e.mean < FALLING * e.earlier:
