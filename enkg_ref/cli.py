@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 
-import problems
 from problems.files import read_array
 
 from . import __version__
@@ -32,44 +31,31 @@ def parser():
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    known = ", ".join(problems.PROBLEMS)
-    command = commands.add_parser("solve", help="reconstruct one observation")
-    command.add_argument("problem", nargs="?", help=f"one of {known}; none with --forward")
-    _add(command, options.SOLVE)
-    _add_problems(command, {"seed"})  # one seed for particles and simulated noise
-
-    command = commands.add_parser("ask", help="the points of the next wave, for simulations that others make")
-    command.add_argument("run", help="folder of the run; the first time with the options of solve, then alone")
-    _add(command, options.ASK)
-    for name in ("observation", "noise", "truth"):
-        command.add_argument(f"--{name}", metavar="FILE")
-    command = commands.add_parser("tell", help="the predictions at the points that were asked")
-    command.add_argument("run", help="folder of the run")
-    command.add_argument("predictions", help=".npy file, (J, m), in the order of the points")
-
-    command = commands.add_parser("compare", help="methods at equal cost on the same simulated data")
-    command.add_argument("problem", help=f"one of {known}, simulated")
-    _add(command, options.COMPARE)
-    _add_problems(command, {"item", "seed", "truth", "observation"})
-
-    _add(commands.add_parser("verify", help="measure the statements of THEORY.md"), options.VERIFY)
+    for name, (about, positionals, table, without) in options.COMMANDS.items():
+        command = commands.add_parser(name, help=about)
+        _fill(command, positionals, table)
+        if without is not None:
+            _add_problems(command, without)
     verbs = commands.add_parser("prior", help="a prior of your own: fit, train, check, import").add_subparsers(
         dest="verb", required=True, parser_class=_Parser)
     for verb, (about, argument, table) in options.PRIOR.items():
-        command = verbs.add_parser(verb, help=about, description=about)
-        command.add_argument("source", help=argument)
-        _add(command, table)
-    commands.add_parser("list", help="problems, methods and what each needs, priors")
+        _fill(verbs.add_parser(verb, help=about, description=about), {"source": argument}, table)
     return top
+
+
+def _fill(command, positionals, table):
+    for name, about in positionals.items():
+        command.add_argument(name.rstrip("?"), nargs="?" if name.endswith("?") else None, help=about)
+    _add(command, table)
 
 
 def _add(command, table):
     for name, spec in table:
         spec = dict(spec)
         read, switch = spec.pop("read", None), spec.pop("switch", False)
-        words = {"action": "store_true", "default": None} if switch else {"type": _kind(read)} if read else {}
+        kind = {"action": "store_true", "default": None} if switch else {"type": _kind(read)} if read else {}
         spec["help"] = spec.get("help", "").replace("%", "%%")
-        command.add_argument("--" + name.replace("_", "-"), **spec, **words)
+        command.add_argument("--" + name.replace("_", "-"), **spec, **kind)
 
 
 def _add_problems(command, without):

@@ -238,8 +238,8 @@ def test_q9_without_a_guard_even_rounding_noise_is_normalised_to_full_length():
 
 
 def test_q9_released_presets_run_without_the_guard():
-    item = SimpleNamespace(problem=SimpleNamespace(defaults={}, observation=None), likelihood=Gaussian(Y), denoise=denoise,
-                           sigma_range=(0.0, math.inf))
+    problem = SimpleNamespace(defaults={}, observation=None, event_shape=NOISE.shape[1:])
+    item = SimpleNamespace(problem=problem, likelihood=Gaussian(Y), denoise=denoise, sigma_range=(0.0, math.inf))
     assert {plan(item, None, 1, 0, {"preset": name}).settings["guard"] for name in PRESETS} == {0.0}
     assert plan(item, None, 1, 0, {}).settings["guard"] == 64.0
 

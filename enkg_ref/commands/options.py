@@ -110,7 +110,8 @@ SOLVE = (
 )
 
 NOT_ASKED = {"forward", "timeout", "ensembles", "workers", "out", "resume", "strict", "quiet"}
-ASK = tuple(option for option in SOLVE if option[0] not in NOT_ASKED)
+ASK = (*(option for option in SOLVE if option[0] not in NOT_ASKED),
+       *((name, {"metavar": "FILE", "help": "as for solve --forward"}) for name in ("observation", "noise", "truth")))
 
 COMPARE = (
     ("methods", {"read": names, "required": True, "metavar": "A,B,..", "help": f"some of {', '.join(METHODS)}"}),
@@ -170,6 +171,21 @@ PRIOR = {  # verb: (help, help of its argument, options)
         ("units", {"help": "of scale * x + shift, in words"}),
         ("images", {"metavar": "FILE.npy", "help": "like those it was trained on: write the reference for enkg-r too"}),
         ("no_jacobian", {"switch": True, "help": "do not try to export its Jacobian, which takes minutes"}))),
+}
+
+
+_KNOWN = ", ".join(problems.PROBLEMS)
+COMMANDS = {  # name: (help, {positional argument: help}, options, those of the problems left out, or None for all)
+    "solve": ("reconstruct one observation", {"problem?": f"one of {_KNOWN}; none with --forward"}, SOLVE,
+              {"seed"}),  # one seed for particles and simulated noise
+    "ask": ("the points of the next wave, for simulations that others make",
+            {"run": "folder of the run; the first time with the options of solve, then alone"}, ASK, None),
+    "tell": ("the predictions at the points that were asked",
+             {"run": "folder of the run", "predictions": ".npy file, (J, m), in the order of the points"}, (), None),
+    "compare": ("methods at equal cost on the same simulated data", {"problem": f"one of {_KNOWN}, simulated"}, COMPARE,
+                {"item", "seed", "truth", "observation"}),
+    "verify": ("measure the statements of THEORY.md", {}, VERIFY, None),
+    "list": ("problems, methods and what each needs, priors", {}, (), None),
 }
 
 
