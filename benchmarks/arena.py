@@ -12,16 +12,18 @@ comparisons. The row of eht-imaging in the black-hole table is made by benchmark
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import shutil
+import math
 import sys
 from functools import partial
 from pathlib import Path
 
 from enkg_ref.commands.compare import CompareRequest, compare, items_of
 from enkg_ref.compare import folder
-from enkg_ref.compare.statistics import known_rows
-from enkg_ref.compare.tables import tabulate
+from enkg_ref.compare.plots import pareto_figure
+from enkg_ref.compare.statistics import differences, known_rows
+from enkg_ref.compare.tables import tabulate, to_text
 from enkg_ref.methods import METHODS
 from enkg_ref.run.report import plain
 
@@ -30,6 +32,7 @@ RESULTS = HERE / "results"
 EHTIM = RESULTS / "ehtim-black-hole.json"
 EVERY = tuple(name for name in METHODS if name != "deft")
 CHEAP = tuple(name for name in EVERY if name not in ("pnpdm", "blade"))  # those need 107 and 80 calls
+NEW_NAMES = {"relative_l2": "relative_l2_of_particles"}  # of scores in tables made before
 SHOWN = ("navier-stokes-noise-0.55",)  # plots that a page shows
 
 
@@ -91,14 +94,41 @@ def tables(request):
     return tabulate(records, known, {**old, "metric": problem.metric, "larger_is_better": problem.larger_is_better}, out)
 
 
-def page(name, costs=True):
+def renewed(name, made):
+    """The committed summary with the rows of ``made``, a new one of some of its methods, in the place of its own."""
+    old = committed(name)
+    new = {(row["method"], row["budget"]): row for row in made["table"]}
+    table = [new.get((row["method"], row["budget"]), row) for row in old["table"]]
+    words = [line for line in old["tuned"] if line.split(":")[0] not in {method for method, _ in new}] + made["tuned"]
+    zero, before = (of["known"]["zero field"]["per_item"][old["metric"]] for of in (made, old))
+    if set(zero) - set(before) or any(not math.isclose(zero[k], before[k], rel_tol=1e-6) for k in zero):
+        raise ValueError(f"items: got others than those of the committed {name}, expected the same truths")
+    differences(table, old["known"], old["metric"])
+    return {**old, "larger_is_better": made["larger_is_better"], "table": table, "tuned": words}
+
+
+def committed(name):
+    """The summary in results/: item numbers are numbers again, what was not finite is NaN, scores have today's names."""
+    summary = json.loads((RESULTS / f"arena-{name}.json").read_text())
+    for row in (*summary["table"], *summary["known"].values()):
+        for kind in {"mean", "low", "high", "median", "per_item"} & set(row):
+            row[kind] = {NEW_NAMES.get(score, score): value for score, value in row[kind].items()}
+        for kind in {"low", "high"} & set(row):
+            row[kind] = {score: math.nan if value is None else value for score, value in row[kind].items()}
+        row["per_item"] = {score: {int(item): value for item, value in values.items()}
+                           for score, values in row["per_item"].items()}
+    summary.setdefault("larger_is_better", summary["metric"].startswith("psnr"))
+    return summary
+
+
+def page(name):
     """Markdown of a table in results/: mean and median of the metric, best at the largest budget first.
 
     best start: of the seed that fits an item's data best; one particle: relative L2 of the particles, averaged; both and
-    the number of rows at the largest budget. Without ``costs`` the short form of the README.
+    the number of rows at the largest budget.
     """
-    summary = json.loads((RESULTS / f"arena-{name}.json").read_text())
-    metric, sign = summary["metric"], -1 if summary.get("larger_is_better", summary["metric"].startswith("psnr")) else 1
+    summary = committed(name)
+    metric, sign = summary["metric"], -1 if summary["larger_is_better"] else 1
     digits = 2 if sign > 0 else 1
     rows = {(row["method"], row["budget"]): row for row in summary["table"]}
     budgets = sorted({budget for _, budget in rows})
@@ -114,9 +144,6 @@ def page(name, costs=True):
 
     def number(value):
         return "-" if value is None else f"{value:.{digits}f}"
-
-    def particles(row):  # older results have the shorter name
-        return row["mean"].get("relative_l2_of_particles", row["mean"].get("relative_l2"))
 
     def difference(row):
         if "difference" not in row or row.get("method") == summary["base"]:
@@ -137,20 +164,20 @@ def page(name, costs=True):
              f"{summary['c_vjp']:g} calls beside its value", "",
              "| method | " + " | ".join(f"F = {budget:,}" for budget in budgets)
              + f" | minus {summary['base']}, paired [95 %] | best start | rows | one particle |"
-             + " depth | denoiser, network | s | own % |" * costs, "|---" * (len(budgets) + 5 + 4 * costs) + "|"]
+             + " depth | denoiser, network | s | own % |", "|---" * (len(budgets) + 9) + "|"]
     for method in methods:
         row = last(method)
         cost = row["cost"]
         lines.append(f"| {method} | " + " | ".join(cell(rows.get((method, budget))) for budget in budgets)
                      + f" | {difference(paired(method))} | {number(row['best_start'])} | {row['rows']} | "
-                       f"{number(particles(row))} |"
-                     + costs * (f" {cost['depth']:,.0f} | {cost['denoiser'] + cost['network']:,.0f} | "
-                                f"{cost['seconds']:.1f} | {cost['own_percent']:.0f} |"))
+                       f"{number(row['mean'].get('relative_l2_of_particles'))} |"
+                     + f" {cost['depth']:,.0f} | {cost['denoiser'] + cost['network']:,.0f} | {cost['seconds']:.1f} | "
+                       f"{cost['own_percent']:.0f} |")
     for label, row in summary["known"].items():
         value = f"{row['mean'][metric]:.{digits}f}" if metric in row["mean"] else "-"
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
         lines.append(f"| {label} |" + " |" * (len(budgets) - 1) + f" {value} | {difference(row)} | | | |"
-                     + f" | | {seconds} | |" * costs)
+                     + f" | | {seconds} | |")
     return "\n".join(lines)
 
 
@@ -158,6 +185,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", nargs="+", choices=COMPARISONS)
     parser.add_argument("--only", metavar="NAME", help="one comparison, such as navier-stokes-noise-0")
+    parser.add_argument("--renew", metavar="A,B,..", help="run these methods only, the other rows stay as committed")
     parser.add_argument("--tables", action="store_true", help="run nothing, tabulate what is there")
     parser.add_argument("--page", action="store_true", help="run nothing, print the tables in results/ as Markdown")
     options = parser.parse_args()
@@ -166,22 +194,23 @@ def main():
         if options.page:
             print(f"{page(name)}\n")
             continue
+        if options.renew:
+            requests = [dataclasses.replace(requests[0], methods=tuple(options.renew.split(",")))]
         for request in () if options.tables else requests:
             print(f"{name}: {', '.join(request.methods)} at {request.budgets}", flush=True)
             compare(request, say=lambda words: print(words, flush=True))
-        publish(name, tables(requests[0]))
+        publish(name, renewed(name, tables(requests[0])) if options.renew else tables(requests[0]))
     return 0
 
 
 def publish(name, summary):
     """The tables of a comparison into results/."""
-    out = _out(name)
-    shutil.copy(out / "table.txt", RESULTS / f"arena-{name}.txt")
+    (RESULTS / f"arena-{name}.txt").write_text(to_text(summary) + "\n")
     if name in SHOWN:
-        shutil.copy(out / "pareto.png", RESULTS / f"arena-{name}.png")
+        pareto_figure(summary).savefig(RESULTS / f"arena-{name}.png", dpi=130)
     (RESULTS / f"arena-{name}.json").write_text(json.dumps(plain(summary)) + "\n")
     (RESULTS / f"arena-{name}.md").write_text(page(name) + "\n")
-    print((out / "table.txt").read_text())
+    print(to_text(summary))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from enkg_ref import Gaussian, guided_window
+from enkg_ref import Closures, Gaussian, guided_window
 from enkg_ref import compare as arena
 from enkg_ref.baselines import chain
 from enkg_ref.compare import Comparison, folder, run, tables
@@ -157,6 +157,18 @@ def test_the_least_budget_that_a_method_names_is_enough(name):
 def test_the_scores_that_choose_do_so_by_the_data():
     scores = run.run(item(0), "dps", 500, 0, 1.0)["scores"]
     assert "relative_l2_of_best_fit" in scores and not any("best-of" in name for name in scores)
+
+
+def test_dpg_sees_angles_as_what_they_are():
+    """Its radius is meant for a loss without weights; that of angles has none to leave out, and knows turns of 2 pi."""
+    it = item(0)
+    angles = Closures(it.likelihood.y, 0.1, [True] * it.likelihood.size)
+    likelihood = METHODS["dpg"].plan(dataclasses.replace(it, likelihood=angles), 500, 1.0, 0, {}).method.likelihood
+    g = np.stack([it.likelihood.y + 0.05, it.likelihood.y + 0.05 + 2.0 * np.pi])
+    expected = likelihood.size * (2.0 * math.sin(0.025) / 0.1) ** 2  # 2 (1 - cos d) = 4 sin^2(d/2)
+    np.testing.assert_allclose(likelihood.misfit(g), expected, rtol=1e-10)
+    plain = METHODS["dpg"].plan(it, 500, 1.0, 0, {}).method.likelihood
+    np.testing.assert_allclose(plain.misfit(g[:1]), likelihood.size * 0.05**2, rtol=1e-10)
 
 
 def test_the_measured_operator_norm_is_the_largest_singular_value():
