@@ -1,10 +1,10 @@
 """Do the tests notice? One-token mutations of the equations, each run against a fast subset of the tests.
 
-    python benchmarks/mutation.py [--kind tokens | subscripts] [--count 64] [--minutes 60]
+    python benchmarks/mutation.py [--kind tokens | subscripts] [--count 64] [--minutes 60] [--only enkg_ref]
 
 The mutants are generated from the syntax tree of the files below. Tokens: + <-> -, * <-> /, > <-> >=, < <-> <=, a
-dropped minus, a doubled constant, a dropped transpose, an anomaly replaced by the field itself, sin <-> cos,
-members - 1 for members. Subscripts: an index or the bound of a slice off by one, away from zero; the other axis.
+dropped minus, a doubled constant, a dropped transpose, an anomaly replaced by the field itself, sin <-> cos, a division
+by J - 1 for one by J. Subscripts: an index or the bound of a slice off by one, away from zero; the other axis.
 Default values, docstrings and error messages are not touched. ``--count`` mutants are taken at equal steps over the
 list of all of the kind, so that nobody chooses. Each is applied in a temporary copy; the first failing test kills it.
 Writes the kind's section of results/mutation.txt, which serves the next run: a mutant is not run again where the same
@@ -26,15 +26,23 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# the quickest first: the first failing test ends a mutant
-CORE_TESTS = ("schedule", "likelihood", "paper_equations", "parity_switches", "edge_cases", "trust", "counts",
-              "masked_update", "theory_linear", "invariances")
+# the nearest first: the first failing test ends a mutant
+CORE_TESTS = ("schedule", "likelihood", "extensions", "paper_equations", "parity_switches", "edge_cases", "trust",
+              "counts", "masked_update", "theory_linear", "invariances", "verify")
+
+
+def core(*nearest):
+    """The tests of the method, these first."""
+    return (*nearest, *(name for name in CORE_TESTS if name not in nearest))
+
+
 VLBI_TESTS = ("black_hole_forward", "black_hole_metrics", "black_hole_observation")
 TARGETS = {  # file: (functions whose equations are mutated, or None for all; tests)
-    "enkg_ref/ensemble.py": (None, CORE_TESTS),
-    "enkg_ref/diffusion.py": (None, CORE_TESTS),
-    "enkg_ref/likelihood.py": (None, CORE_TESTS),
-    "enkg_ref/enkg.py": (None, CORE_TESTS),
+    "enkg_ref/ensemble.py": (None, core("paper_equations", "counts")),
+    "enkg_ref/diffusion.py": (None, core("schedule")),
+    "enkg_ref/likelihood.py": (None, core("likelihood")),
+    "enkg_ref/enkg.py": (None, core("counts", "parity_switches", "paper_equations", "edge_cases")),
+    "enkg_ref/extensions.py": (None, core("extensions", "edge_cases", "masked_update", "paper_equations")),
     "problems/closure_forward.py": (("fourier_table",), VLBI_TESTS),
     "problems/vlbi.py": (("thermal_sigma", "wrap", "closure_phases", "log_closure_amplitudes", "closure_sigmas",
                           "chi2_visibility", "chi2_amplitude", "chi2_phase", "chi2_log_amplitude", "sidereal_time",
@@ -43,11 +51,10 @@ TARGETS = {  # file: (functions whose equations are mutated, or None for all; te
 SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
          ast.Lt: ast.LtE, ast.LtE: ast.Lt}
 NAMES = {"sin": "cos", "cos": "sin"}
+DIVISORS = ("J", "r.shape[0]", "x.shape[0]", "X.shape[0]", "G.shape[0]")
 RESULT = Path(__file__).parent / "results" / "mutation.txt"
 # mutants that no test can kill, because the program is the same for every input; they count as survivors all the same
 EQUIVALENT = {
-    "Gt -> GtE  in  like(finite, x) > 0.5": "the left side is 0 or 1",
-    "Gt -> GtE  in  like(self._angular, otherwise) > 0.5": "the left side is 0 or 1",
     "Gt -> GtE  in  squares > 0.0": "at squares = 0 both branches are 0",
     "Lt -> LtE  in  sigma < sigma_eps": "at sigma = sigma_eps the next condition, isclose, is false anyway",
 }
@@ -149,12 +156,8 @@ def _token_changes(node):
                 n.__dict__.update(copy.copy(argument.__dict__))
 
             yield f"{name} dropped", replace
-    if isinstance(node, ast.Name) and node.id == "members" and isinstance(node.ctx, ast.Load):
-        def less(n):
-            n.__class__ = ast.BinOp
-            n.__dict__.update(left=ast.Name("members", ast.Load()), op=ast.Sub(), right=ast.Constant(1))
-
-        yield "members - 1", less
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and ast.unparse(node.right) in DIVISORS:
+        yield "divided by J - 1", lambda n: setattr(n, "right", ast.BinOp(n.right, ast.Sub(), ast.Constant(1)))
 
 
 KINDS = {"tokens": _token_changes, "subscripts": _subscript_changes}
@@ -210,8 +213,9 @@ def main():
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this time and say how far it came")
     parser.add_argument("--list", action="store_true", help="show the mutants and run none")
     parser.add_argument("--fresh", action="store_true", help="run every mutant, whatever the result file says")
+    parser.add_argument("--only", default="", help="files whose path begins so; what is known of the others is kept")
     options = parser.parse_args()
-    every = [(path, label, text, tests) for path, (functions, tests) in TARGETS.items()
+    every = [(path, label, text, tests) for path, (functions, tests) in TARGETS.items() if path.startswith(options.only)
              for label, text in mutations((ROOT / path).read_text(encoding="utf-8"), options.kind, functions)]
     every = [m for m in every if m[2] != ast.unparse(ast.parse((ROOT / m[0]).read_text(encoding="utf-8")))]
     count = min(options.count, len(every))
@@ -230,8 +234,9 @@ def main():
         for part in ("enkg_ref", "problems", "onnx_priors", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.onnx", "runs"))
         shutil.copy(ROOT / "setup.cfg", folder)
-        for tests in {tests for path, _, text, tests in chosen if digest(path, text) not in before}:
-            path = next(p for p, entry in TARGETS.items() if entry[1] is tests)
+        wanted = {tuple(sorted(tests)): (path, tests) for path, _, text, tests in chosen
+                  if digest(path, text) not in before}
+        for path, tests in wanted.values():
             broken = run(folder, path, (folder / path).read_text(encoding="utf-8"), tests, 600)
             if broken:
                 raise SystemExit(f"tests: {broken} fails without a mutation, expected a green subset")
@@ -246,6 +251,10 @@ def main():
                 survivors.append((lines[-1], EQUIVALENT.get(label.split(": ", 1)[1])))
             if key not in before:
                 print(lines[-1], flush=True)
+    if options.only:
+        kept = [line for line in sections().get(options.kind, "").splitlines()
+                if line.startswith(("killed ", "survived ")) and not line.split()[2].startswith(options.only)]
+        lines += dict.fromkeys(kept)
     killed, same = len(lines) - len(survivors), sum(reason is not None for _, reason in survivors)
     share = f"{100 * killed / max(len(lines), 1):.1f} %"
     head = [f"{killed} of {len(lines)} mutants killed ({share}); {same} of the {len(survivors)} survivors are "

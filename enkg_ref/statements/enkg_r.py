@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -32,7 +33,7 @@ def _conditional_covariance(library):
 @statement("(E2) renoise", "EnKG-R: points of a level = D(x0 + s eps, s), eps of (seed, 3 + 4 level, row)", 1e-14)
 def _renoised(library):
     deviations = []
-    for state, _, method in _levels(library, 0.7, 0.05):
+    for state, _, method in _levels(library, 0.5, 0.2):
         if not method.done(state):
             eps = member_normals(5, 3 + 4 * state.level, 6, (4,))
             exact = (to_numpy(state.x) + state.sigma * eps) / (1 + state.sigma**2)
@@ -40,21 +41,22 @@ def _renoised(library):
     return worst(deviations), len(deviations)
 
 
+@functools.lru_cache(maxsize=8)
 def _levels(library, memory, min_weight):
-    """Eight levels of a small non-linear problem: (state, info, method) after each."""
+    """Five levels of a small non-linear problem: (state, info, method) after each."""
     H = library.array(np.random.default_rng(48).standard_normal((4, 3)) / 2)
     method = EnKGR(lambda x, s: x / (1.0 + s * s), Gaussian([0.3, -0.2, 0.5], 0.3),
                    Reference.gaussian(np.zeros(4), np.eye(4)),
-                   Config(particles=6, levels=8, memory=memory, min_weight=min_weight, seed=5))
+                   Config(particles=6, levels=5, memory=memory, min_weight=min_weight, seed=5))
     start = method.init(library.array(np.random.default_rng(49).standard_normal((6, 4))))
-    for state, info in iterate(method, lambda x: library.xp.tanh(library.xp.matmul(x, H)), start):
-        yield state, info, method
+    return [(state, info, method)
+            for state, info in iterate(method, lambda x: library.xp.tanh(library.xp.matmul(x, H)), start)]
 
 
 @statement("(E3) memory", "EnKG-R: an evaluation of k levels ago weighs rho^k, and is dropped below min_weight", 5e-16)
 def _memory(library):
     deviations = []
-    for rho, least in ((0.7, 0.05), (0.5, 0.2), (1.0, 0.05)):
+    for rho, least in ((0.5, 0.2), (1.0, 0.05)):
         for state, info, _ in _levels(library, rho, least):
             ages = [k for k in range(state.level - 1, -1, -1) if rho**k >= least]
             exact = np.repeat([rho**k for k in ages], 6)
