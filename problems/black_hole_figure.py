@@ -43,45 +43,24 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
     ensemble = np.asarray(result["ensemble"], dtype=np.float64)
     index = np.asarray(result.get("ensemble_index", np.zeros(len(ensemble), int)))
     groups = [ensemble[index == k] for k in np.unique(index)]
-    means = np.stack([group.mean(axis=0) for group in groups])
-    mean, history = np.asarray(result.get("mean", ensemble.mean(axis=0))), result.get("history", ())
-    truth = result.get("truth")
+    mean, found = np.asarray(result.get("mean", ensemble.mean(axis=0))), result.get("calibration")
     extent = field_of_view / 2 * np.array([1, -1, -1, 1])  # column 0 is East, row 0 is North
 
     def to_flux(image):
         total = image.sum()
         return 1e3 * flux_jy * image / total if total > 0 else image
 
-    main = [("mean" if len(groups) == 1 else f"mean of {len(groups)} ensembles", to_flux(mean), "afmhot")]
-    if truth is not None:
-        main.append(("truth", to_flux(np.asarray(truth)), "afmhot"))
-    within = np.sqrt(np.mean([group.var(axis=0) for group in groups], axis=0))
-    main.append(("spread within an ensemble", 1e3 * flux_jy * within / mean.sum(), "viridis"))
-    if len(groups) > 1:
-        moved = [shifted(m, int(r), int(c)) for m, (r, c) in zip(means, best_shifts(means, means[0]))]
-        scatter = np.std(moved, axis=0, ddof=1)
-        main.append(("scatter between ensembles, aligned", 1e3 * flux_jy * scatter / mean.sum(), "viridis"))
-
-    found = result.get("calibration")
     heights = [4.2, 2.4] + [2.9] * (len(groups) > 1) + [3.6] * (2 if found else 1)
     page = Figure(figsize=(14, sum(heights) + 1.1), layout="constrained")
     rows = page.subfigures(len(heights), 1, height_ratios=heights)
-
-    for ax, (title, image, colours) in zip(rows[0].subplots(1, len(main), squeeze=False)[0], main):
-        bright = colours == "afmhot"
-        shown = ax.imshow(image, extent=extent, cmap=colours, vmin=0, vmax=main[0][1].max() if bright else None)
-        rows[0].colorbar(shown, ax=ax, shrink=0.8, label="mJy per pixel")
-        ax.set_title(title, fontsize=9)
-        ax.set_xlabel("East offset (micro-arcseconds)", fontsize=8)
-        ax.set_ylabel("North offset (micro-arcseconds)", fontsize=8)
+    _draw_images(rows[0], _images(groups, mean, result.get("truth"), to_flux, 1e3 * flux_jy / mean.sum()), extent)
     _draw_beam(rows[0].axes[0], observation, field_of_view)
-
     chosen = np.unique(np.linspace(0, len(ensemble) - 1, 6).astype(int))
     _strip(rows[1], [(f"particle {j}", to_flux(ensemble[j])) for j in chosen], extent)
     if len(groups) > 1:
+        means = [group.mean(axis=0) for group in groups]
         titles = [_ring_title(k, m, field_of_view) for k, m in zip(np.unique(index), means)]
         _strip(rows[2], [(title, to_flux(m)) for title, m in zip(titles, means)], extent)
-
     if found:
         phases, amplitudes = rows[-2].subplots(1, 2)
         convergence, *known = rows[-1].subplots(1, 3)
@@ -97,26 +76,61 @@ def draw(result, forward, data, observation, field_of_view, flux_jy, name):
         if part.start == part.stop:
             ax.set_title(f"{label}: none", fontsize=9)
             continue
-        number = np.arange(part.stop - part.start)
-        y, sigma = np.asarray(data.y)[part], np.asarray(data.noise)[part]
-        low, high = np.percentile(predicted[:, part], (5, 95), axis=0)
-        ax.vlines(number, unit * low, unit * high, color="C1", alpha=0.35, lw=3, label="5-95 % of the particles")
-        ax.errorbar(number, unit * y, unit * sigma, fmt="k.", ms=3, lw=0.8, label="data")
-        ax.plot(number, unit * model[part], "o", mfc="none", mec="C3", ms=4, mew=0.8, label="mean image")
-        centre, reach = np.median(y), 1.3 * np.max(np.abs(y - np.median(y))) + 3 * np.median(sigma)
-        ax.set_ylim(unit * (centre - reach), unit * (centre + reach))
-        ax.set_title(f"{label}: chi2 of the mean {statistic(model[part], y, sigma):.2f}", fontsize=9)
-        ax.set_xlabel("closure, in order of time", fontsize=8)
-        ax.legend(fontsize=7)
-    _draw_convergence(convergence, history)
-
-    ring = ring_fit(mean, field_of_view)
-    found = "no ring found" if np.isnan(ring.diameter) else \
-        f"ring of {ring.diameter:.1f} micro-arcseconds, bright side {ring.position_angle:.0f} degrees East of North"
-    page.suptitle(f"{name}: {found}. North is up, East is left; images scaled to {flux_jy:g} Jy", fontsize=12)
+        numbers = (np.asarray(data.y)[part], np.asarray(data.noise)[part], model[part], predicted[:, part])
+        ax.set_title(f"{label}: chi2 of the mean {statistic(numbers[2], *numbers[:2]):.2f}", fontsize=9)
+        _draw_closures(ax, unit, *numbers)
+    _draw_convergence(convergence, result.get("history", ()))
+    page.suptitle(f"{name}: {_ring_words(mean, field_of_view)}. North is up, East is left; images scaled to "
+                  f"{flux_jy:g} Jy", fontsize=12)
     words = "\n".join(line for words in result.get("caption", ()) for line in textwrap.wrap(words, 180))
     page.text(0.5, -0.005, words, ha="center", va="top", fontsize=8)
     return page
+
+
+def _images(groups, mean, truth, to_flux, unit):
+    """[(title, image in mJy per pixel, colours)] of the first row; ``unit``: mJy of a spread of one."""
+    images = [("mean" if len(groups) == 1 else f"mean of {len(groups)} ensembles", to_flux(mean), "afmhot")]
+    if truth is not None:
+        images.append(("truth", to_flux(np.asarray(truth)), "afmhot"))
+    within = np.sqrt(np.mean([group.var(axis=0) for group in groups], axis=0))
+    images.append(("spread within an ensemble", unit * within, "viridis"))
+    if len(groups) > 1:
+        means = np.stack([group.mean(axis=0) for group in groups])
+        moved = [shifted(m, int(r), int(c)) for m, (r, c) in zip(means, best_shifts(means, means[0]))]
+        images.append(("scatter between ensembles, aligned", unit * np.std(moved, axis=0, ddof=1), "viridis"))
+    return images
+
+
+def _draw_images(page, images, extent):
+    """The first row; images of brightness share the colour scale of the first."""
+    for ax, (title, image, colours) in zip(page.subplots(1, len(images), squeeze=False)[0], images):
+        bright = colours == "afmhot"
+        shown = ax.imshow(image, extent=extent, cmap=colours, vmin=0, vmax=images[0][1].max() if bright else None)
+        page.colorbar(shown, ax=ax, shrink=0.8, label="mJy per pixel")
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("East offset (micro-arcseconds)", fontsize=8)
+        ax.set_ylabel("North offset (micro-arcseconds)", fontsize=8)
+
+
+def _draw_closures(ax, unit, y, sigma, model, predicted):
+    """Data with errors and the mean image's prediction, each (m,), and the particles' range, (J, m), times ``unit``."""
+    number = np.arange(len(y))
+    low, high = np.percentile(predicted, (5, 95), axis=0)
+    ax.vlines(number, unit * low, unit * high, color="C1", alpha=0.35, lw=3, label="5-95 % of the particles")
+    ax.errorbar(number, unit * y, unit * sigma, fmt="k.", ms=3, lw=0.8, label="data")
+    ax.plot(number, unit * model, "o", mfc="none", mec="C3", ms=4, mew=0.8, label="mean image")
+    centre, reach = np.median(y), 1.3 * np.max(np.abs(y - np.median(y))) + 3 * np.median(sigma)
+    ax.set_ylim(unit * (centre - reach), unit * (centre + reach))
+    ax.set_xlabel("closure, in order of time", fontsize=8)
+    ax.legend(fontsize=7)
+
+
+def _ring_words(image, field_of_view):
+    ring = ring_fit(image, field_of_view)
+    if np.isnan(ring.diameter):
+        return "no ring found"
+    return (f"ring of {ring.diameter:.1f} micro-arcseconds, bright side {ring.position_angle:.0f} degrees East of "
+            "North")
 
 
 def _draw_beam(ax, observation, field_of_view):

@@ -77,10 +77,10 @@ def linear_gaussian(setup="A", noise=None, seed=0, d=None, m=None):
 
     Parameters
     ----------
-    setup : "A"     d = 32, m = 8: variances proportional to 1/k with mean .25, mu = .3 N(0, 1), H = 2 N(0, 1)/sqrt(d)
+    setup : "A"     d = 32, m = 8: variances proportional to 1/k with mean 0.25, mu = 0.3 N(0, 1), H = 2 N(0, 1)/sqrt(d)
             "B"     d = 128, m = 32: variances 1/(1 + k/4)^2, mu = 0, H = 4 N(0, 1)/sqrt(d)
             "LG6"   d = 6, m = 3, dense Sigma, one fixed instance
-    noise : standard deviation of the data; default .1, .5, .3
+    noise : standard deviation of the data; default 0.1, 0.5, 0.3
     seed : int      draws mu, H, the truth and the data noise (LG6: only 0, the fixed instance)
     d, m : sizes for A and B
 
@@ -91,27 +91,7 @@ def linear_gaussian(setup="A", noise=None, seed=0, d=None, m=None):
     noise = {"A": 0.1, "B": 0.5, "LG6": 0.3}[setup] if noise is None else float(noise)
     if not (np.isfinite(noise) and noise > 0):
         raise ValueError(f"noise: got {noise}, expected a standard deviation > 0")
-    if setup == "LG6":
-        if seed != 0 or d not in (None, 6) or m not in (None, 3):
-            raise ValueError(f"seed, d, m: got {seed}, {d}, {m}, expected 0, 6, 3: LG6 is one fixed instance")
-        rng = np.random.default_rng(1)
-        B = rng.standard_normal((6, 6))
-        mu, H = 0.3 * rng.standard_normal(6), rng.standard_normal((3, 6))
-        Sigma = 0.25 * B @ B.T / 6 + 0.05 * np.eye(6)
-        root = np.linalg.cholesky(Sigma)
-    else:
-        d = {"A": 32, "B": 128}[setup] if d is None else d
-        m = {"A": 8, "B": 32}[setup] if m is None else m
-        if not 1 <= m <= d:
-            raise ValueError(f"d, m: got {d}, {m}, expected 1 <= m <= d")
-        rng = np.random.default_rng(seed)
-        k = np.arange(d)
-        variances = 1.0 / (1.0 + k) if setup == "A" else (1.0 + k / 4.0) ** -2
-        if setup == "A":
-            variances *= 0.25 / variances.mean()
-        mu = (0.3 if setup == "A" else 0.0) * rng.standard_normal(d)
-        H = (2.0 if setup == "A" else 4.0) * rng.standard_normal((m, d)) / np.sqrt(d)
-        Sigma, root = np.diag(variances), np.diag(np.sqrt(variances))
+    mu, Sigma, root, H, rng = _instance(setup, seed, d, m)
     truth = mu + root @ rng.standard_normal(len(mu))
     y = H @ truth + noise * rng.standard_normal(len(H))
 
@@ -142,6 +122,30 @@ def linear_gaussian(setup="A", noise=None, seed=0, d=None, m=None):
         notes=f"set-up {setup}: exact Gaussian prior and posterior; verification, not an application")
     known["posterior mean"] = problem.posterior[0]
     return problem
+
+
+def _instance(setup, seed, d, m):
+    """mu, Sigma, a root of it, H, and the generator for truth and noise."""
+    if setup == "LG6":
+        if seed != 0 or d not in (None, 6) or m not in (None, 3):
+            raise ValueError(f"seed, d, m: got {seed}, {d}, {m}, expected 0, 6, 3: LG6 is one fixed instance")
+        rng = np.random.default_rng(1)
+        B = rng.standard_normal((6, 6))
+        mu, H = 0.3 * rng.standard_normal(6), rng.standard_normal((3, 6))
+        Sigma = 0.25 * B @ B.T / 6 + 0.05 * np.eye(6)
+        return mu, Sigma, np.linalg.cholesky(Sigma), H, rng
+    d = {"A": 32, "B": 128}[setup] if d is None else d
+    m = {"A": 8, "B": 32}[setup] if m is None else m
+    if not 1 <= m <= d:
+        raise ValueError(f"d, m: got {d}, {m}, expected 1 <= m <= d")
+    rng = np.random.default_rng(seed)
+    k = np.arange(d)
+    variances = 1.0 / (1.0 + k) if setup == "A" else (1.0 + k / 4.0) ** -2
+    if setup == "A":
+        variances *= 0.25 / variances.mean()
+    mu = (0.3 if setup == "A" else 0.0) * rng.standard_normal(d)
+    H = (2.0 if setup == "A" else 4.0) * rng.standard_normal((m, d)) / np.sqrt(d)
+    return mu, np.diag(variances), np.diag(np.sqrt(variances)), H, rng
 
 
 def build(setup="A", noise=None, item=0):

@@ -83,16 +83,9 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
     steps, fft                     see `NavierStokes`
     """
     own = vorticity.preset(size)
-    n = own.n
-    if not (math.isfinite(noise) and noise >= 0.0):
-        raise ValueError(f"noise: got {noise}, expected a standard deviation >= 0")
-    if data_solver not in DATA_SOLVERS:
-        raise ValueError(f"data_solver: got {data_solver!r}, expected 'same' or 'padded'")
-    if seed < 0:
-        raise ValueError(f"seed: got {seed}, expected a number >= 0")
-    solver = NavierStokes(n, own.flow, courant=own.courant, rate_min=own.rate_min, steps=steps, fft=fft)
-
-    gaussian = vorticity.prior_gaussian(size)
+    _check(noise, seed, data_solver)
+    solver = NavierStokes(own.n, own.flow, courant=own.courant, rate_min=own.rate_min, steps=steps, fft=fft)
+    gaussian, shape = vorticity.prior_gaussian(size), (own.n, own.n)
 
     def forward(x):
         """(J, n, n) prior units -> (J, m) vorticity at time 1; a row that cannot be solved is NaN."""
@@ -100,66 +93,68 @@ def navier_stokes(size=32, noise=0.0, seed=0, data_solver="same", truth=None, ob
 
     def forward_vjp(x, v):
         """(x (J, n, n), v (J, m)) -> J_G(x)^T v (J, n, n), prior units."""
-        return own.scale * solver.value_and_vjp(x * own.scale, observe_adjoint(v, n))[1]
+        return own.scale * solver.value_and_vjp(x * own.scale, observe_adjoint(v, own.n))[1]
+
+    def score(ensemble):
+        return {} if truth is None else scores(ensemble, truth, gaussian, own.scale)
 
     if truth is not None:
-        truth = _field("truth", truth, (n, n))
+        truth = _field("truth", truth, shape)
         if not np.any(truth):
             raise ValueError("truth: got zeros everywhere, expected another field: errors are relative to its norm")
     elif observation is None:
         truth = vorticity.fields(size, 1, "test", first=seed)[0].astype("float64")
-    if observation is not None:
-        y = _field("observation", observation, (n // STRIDE, n // STRIDE)).reshape(-1)
+    notes, measured = _notes(own, noise, data_solver, observation is not None), observation is not None
+    if measured:
+        y = _field("observation", observation, (own.n // STRIDE, own.n // STRIDE)).reshape(-1)
     else:
-        start = truth[None, :, :]
-        y = observe(solver(start))[0] if data_solver == "same" else padded_observation(start, own.flow)[0]
-        if not np.all(np.isfinite(y)):
-            raise ValueError(f"truth: got a flow whose largest speed needs more than {STEP_CAP} time steps, expected a "
-                             "weaker one")
+        y = _clean(truth, solver, own.flow, data_solver)
         y = y + noise * np.random.default_rng([seed, size]).standard_normal(y.shape)
-    notes = _notes(own, noise, data_solver, observation is not None)
     assumed = not noise
     if assumed:
         noise = assumed_noise(y)
-        notes += (" No noise was given: the data" if observation is not None else " The noise-free data") + (
-            f" were inverted with an assumed noise of {noise:.3g}.")
+        notes += (f"{' No noise was given: the data' if measured else ' The noise-free data'} were inverted with an "
+                  f"assumed noise of {noise:.3g}.")
+    return Problem(
+        name=f"navier-stokes-{own.n}", event_shape=shape, forward=forward, forward_vjp=forward_vjp, truth=truth,
+        observation=Observation(y, noise, noise_is_assumed=assumed), scale=own.scale,
+        units="vorticity (box 2 pi, time unit = observation time)", prior=own.prior, gaussian=gaussian,
+        known={"prior mean": own.scale * gaussian.mean}, score=score, figure=draw, notes=notes,
+        preset="navier-stokes-official",
+        defaults={"particles": 256, "steps": 40, "guidance": 2.0, "updates": 2})
 
-    def score(ensemble):
-        """Relative L2, particle mean (M1) and ensemble mean (M2), beside what no data would score.
 
-        The prior sample's entry is the root of its mean square under the Gaussian with the prior's moments.
-        """
-        if truth is None:
-            return {}
-        rows = ensemble[np.all(np.isfinite(ensemble), axis=(1, 2))].astype("float64")
-        distance = np.sum((truth - own.scale * gaussian.mean) ** 2)
-        variance = own.scale**2 * gaussian.total_variance
-        return {
-            "relative_l2_of_particles": float(relative_l2(rows, truth).mean()),
+def scores(ensemble, truth, gaussian, scale):
+    """Relative L2, particle mean (M1) and ensemble mean (M2), beside what no data would score.
+
+    The prior sample's entry is the root of its mean square under the Gaussian with the prior's moments.
+    """
+    rows = ensemble[np.all(np.isfinite(ensemble), axis=(1, 2))].astype("float64")
+    distance, variance = np.sum((truth - scale * gaussian.mean) ** 2), scale**2 * gaussian.total_variance
+    return {"relative_l2_of_particles": float(relative_l2(rows, truth).mean()),
             "relative_l2_of_mean": float(relative_l2(rows.mean(axis=0)[None], truth)[0]),
             "relative_l2_zero_field": 1.0,
             "relative_l2_prior_mean": float(np.sqrt(distance / np.sum(truth**2))),
-            "relative_l2_prior_sample": float(np.sqrt((distance + variance) / np.sum(truth**2))),
-        }
+            "relative_l2_prior_sample": float(np.sqrt((distance + variance) / np.sum(truth**2)))}
 
-    return Problem(
-        name=f"navier-stokes-{n}",
-        event_shape=(n, n),
-        forward=forward,
-        observation=Observation(y, noise, noise_is_assumed=assumed),
-        scale=own.scale,
-        units="vorticity (box 2 pi, time unit = observation time)",
-        truth=truth,
-        forward_vjp=forward_vjp,
-        prior=own.prior,
-        gaussian=gaussian,
-        known={"prior mean": own.scale * gaussian.mean},
-        defaults={"particles": 256, "steps": 40, "guidance": 2.0, "updates": 2},
-        preset="navier-stokes-official",
-        score=score,
-        figure=draw,
-        notes=notes,
-    )
+
+def _check(noise, seed, data_solver):
+    if not (math.isfinite(noise) and noise >= 0.0):
+        raise ValueError(f"noise: got {noise}, expected a standard deviation >= 0")
+    if data_solver not in DATA_SOLVERS:
+        raise ValueError(f"data_solver: got {data_solver!r}, expected 'same' or 'padded'")
+    if seed < 0:
+        raise ValueError(f"seed: got {seed}, expected a number >= 0")
+
+
+def _clean(truth, solver, flow, data_solver):
+    """Noise-free data (m,) of a truth (n, n)."""
+    start = truth[None, :, :]
+    y = observe(solver(start))[0] if data_solver == "same" else padded_observation(start, flow)[0]
+    if not np.all(np.isfinite(y)):
+        raise ValueError(f"truth: got a flow whose largest speed needs more than {STEP_CAP} time steps, expected a "
+                         "weaker one")
+    return y
 
 
 def _field(name, host, shape):
