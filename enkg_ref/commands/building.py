@@ -240,8 +240,7 @@ def reference_of(request, problem, prior):
         return Reference(*prior.gaussian.principal(min(GAUSSIAN_MODES, prior.gaussian.mean.size))), 0
     if prior.reference_file is None or not prior.reference_file.exists():
         beside = "" if prior.reference_file is None else (
-            f", or {prior.reference_file.name} beside it, made from its own samples by python "
-            f"benchmarks/make_reference.py {prior.source} --samples 2048")
+            f", or {prior.reference_file.name} beside it, which enkg prior fit, train and import write")
         raise ValueError(f"reference: got nothing for prior {prior.source or prior.name}, expected --reference "
                          f"images.npy (images like those it was trained on){beside}")
     return Reference.load(prior.reference_file, prior.sha256), 0

@@ -239,14 +239,14 @@ class Reference:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference: {path} does not exist; enkg-r needs the Gaussian reference of its "
-                                    "prior, made by benchmarks/make_reference.py, or images of it as .npy")
+                                    "prior, which enkg prior fit, train and import write, or images of it as .npy")
         try:
             with np.load(path, allow_pickle=False) as file:
                 parts = {name: file[name] for name in file.files}
             prior = str(parts.pop("prior"))
         except Exception:  # a damaged file may end in an error of zlib or of the header's parser as well
             raise ValueError(f"reference: got {path}, which is damaged or not a reference, expected an .npz file made "
-                             "by benchmarks/make_reference.py") from None
+                             "by enkg prior fit, train or import") from None
         if prior_sha256 is not None and prior not in ("", prior_sha256):  # "": made without saying for which
             wanted = f"made for {prior_sha256[:12]}..." if prior_sha256 else "for a prior that is no file"
             raise ValueError(f"reference: got {path}, made for the prior with sha256 {prior[:12]}..., expected one "
@@ -265,7 +265,7 @@ class Reference:
             return reference
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"reference: got {path}, which is damaged ({error}), expected an .npz file made by "
-                             "benchmarks/make_reference.py") from None
+                             "enkg prior fit, train or import") from None
 
 
 def from_images(images, denoise=None, sigmas=None, held_out=None, modes=None, seed=0, prior_sha256=""):
