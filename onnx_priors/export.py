@@ -7,9 +7,11 @@ export uses private parts of torch (``torch._decomp``, ``_allow_non_fake_inputs`
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +90,13 @@ def export_prior(module, path, event_shape, metadata, jacobian=True):
     Returns (path, path of the VJP or None, note): for a network with an operator that the VJP export does not cover the
     note says why there is none. Errors of the denoiser's export as :func:`export_denoiser`.
     """
-    path = Path(path)
+    with warnings.catch_warnings():  # the exporter warns of itself, not of the network
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        return _export_both(module, Path(path), event_shape, metadata, jacobian)
+
+
+def _export_both(module, path, event_shape, metadata, jacobian):
     vjp = path.with_name(f"{path.stem}_vjp.onnx")
     export_denoiser(module, path, event_shape, metadata)
     vjp.unlink(missing_ok=True)  # of another denoiser

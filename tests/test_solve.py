@@ -111,7 +111,7 @@ def test_that_images_in_physical_units_are_the_reference_of_a_prior_of_ones_own(
     enkg_r = [*own, "--method", "enkg-r", "--budget", 512, "--quiet"]
     assert run(*enkg_r, "--out", "none") == 2
     message = capsys.readouterr().err
-    assert "--reference images.npy" in message and "prior.reference.npz beside it, which enkg prior fit, train and import write" in message
+    assert "--reference images.npy" in message and "prior.reference.npz beside it, which enkg prior" in message
     np.save("images.npy", shift + scale * np.random.default_rng(4).standard_normal((1000, 5)))
     assert run(*enkg_r, "--reference", "images.npy", "--out", "out") == 0
     ledger = json.loads(Path("out/summary.json").read_text())["ledger"]
