@@ -241,12 +241,14 @@ def queried_chain(name, budget, cost, rows, settings, least=1):
                 for n in ladder if budget >= wanted * cost(n))
 
 
-def plain_chains(name, budget, cost, settings, rows, longest, shortest=10, first=0.0):
-    """(N, R): ``rows`` chains of as many steps as the budget pays at ``cost`` each; more chains beyond ``longest``.
+def plain_chains(name, budget, cost, settings, shape, first=0.0):
+    """(N, R) of ``shape`` = (rows, shortest, longest): ``rows`` chains of as many steps as the budget pays at ``cost``
+    each, fewer chains where these would be shorter than ``shortest``, more beyond ``longest``.
 
     A chain that is too short to fit the data is worth little, however many there are. ``settings`` may fix "rows",
     which is taken out of it, or "steps"; ``first`` is spent before. Raises ValueError with the least budget.
     """
+    rows, shortest, longest = shape
     rows, steps = settings.pop("rows", rows), settings.get("steps")
     shortest = steps or shortest
     at_least(name, budget, math.ceil(first + shortest * cost))

@@ -148,7 +148,7 @@ class DiffPIR(VPChain):
 def plan(item, budget, c_vjp, seed, settings):
     """Chains in one batch; lambda is the least at which a gradient step is stable, from a measured ||Gamma^-1/2 J||."""
     settings = dict(settings)
-    steps, R = plain_chains("diffpir", budget, 1 + c_vjp, settings, 8, 250, first=norm_cost(c_vjp))
+    steps, R = plain_chains("diffpir", budget, 1 + c_vjp, settings, (8, 10, 250), norm_cost(c_vjp))
     lam = max(1.0, 0.5 * item.norm(item) ** 2)
     config = Config(**{**vp_start(item), "lam": lam, "failed": "keep", "seed": seed, **settings, "steps": steps})
     return planned(DiffPIR(item.denoise, item.likelihood, config, forward_vjp=item.forward_vjp), R, ChainState)

@@ -106,7 +106,7 @@ class DPS(VPChain):
 def plan(item, budget, c_vjp, seed, settings):
     """Chains, from low_start. "strength" among the settings: times the default guidance, which falls as 1/N."""
     settings = dict(settings)
-    steps, R = plain_chains("dps", budget, 1 + c_vjp, settings, 1, 500)
+    steps, R = plain_chains("dps", budget, 1 + c_vjp, settings, (1, 10, 500))
     guidance = settings.pop("strength", 1.0) * min(1.0, 40.0 / steps) * item.likelihood.unweighted_scale
     config = Config(**{"sigma_max": min(low_start(item), VP_SIGMA_MAX), "guidance": guidance, "failed": "keep",
                        "seed": seed, **settings, "steps": steps})

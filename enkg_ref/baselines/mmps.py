@@ -200,7 +200,7 @@ def plan(item, budget, c_vjp, seed, settings):
     """Chains, from low_start; one solver iteration per level unless "solver" among the settings says more."""
     settings = {"solver": 1, **settings}
     cost = 1 + settings["solver"] * (1 + c_vjp)
-    steps, R = plain_chains("mmps", budget, cost, settings, 1, 100, shortest=5)
+    steps, R = plain_chains("mmps", budget, cost, settings, (1, 5, 100))
     config = Config(**{"sigma_max": low_start(item), "sigma_min": item.sigma_range[0], "failed": "keep", "seed": seed,
                        **settings, "steps": steps})
     return planned(MMPS(item.denoise, item.denoise_vjp, item.forward_vjp, item.likelihood, config), R, State)
