@@ -395,6 +395,15 @@ def test_classical_eki_turns_a_prior_ensemble_into_the_posterior(iterations, J):
     assert_sample_has(state.x, LG.m_p, LG.Sigma_p, slack=slack)
 
 
+@pytest.mark.parametrize("guard, skips", [(eki_module.Config.guard, False), (64.0, True)])
+def test_the_released_iterations_are_all_made_unless_a_guard_against_rounding_is_asked_for(guard, skips):
+    method = EKI(stacked(1, 1.0), eki_module.Config(guard=guard))
+    infos = [info for _, info in iterate(method, LG.forward, method.init(member_normals(0, 0, 64, (6,))))]
+    skipped = sum(info.skipped > 0 for info in infos)
+    assert len(infos) == 500 and infos[-1].misfit < 1e-20  # long collapsed in the observations
+    assert (skipped > 200) if skips else (skipped == 0)
+
+
 def test_a_collapsed_ensemble_is_left_alone_and_reported():
     x = np.ones((4, 6))
     method = EKI(stacked(1), eki_module.Config(iterations=1))
