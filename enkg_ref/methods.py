@@ -120,6 +120,8 @@ def choose(problem, with_reference, settings):
     asked = sorted((set(settings) & set(METHODS["enkg"].options)) - {"tail"})
     if asked:
         return "enkg", f"--{asked[0].replace('_', '-')} belongs to it"
+    if getattr(problem, "method", None) is not None:
+        return problem.method, "the quickest good answer in a small study of this problem (benchmarks/RESULTS.md)"
     if problem.defaults:
         return "enkg", "this problem has settings that were tuned for it"
     if with_reference:

@@ -21,7 +21,7 @@ import numpy as np
 SIZE = 64
 FILE = Path(__file__).parent / "data" / "photo-patches.npz"
 CREDITS = {  # name: (where it is, split, weight in training, author and terms as the package states them)
-    "astronaut": ("skimage", "train", 4, "Eileen Collins, NASA; public domain"),
+    "astronaut": ("skimage", "train", 4, "NASA, of Eileen Collins; public domain"),
     "chelsea": ("skimage", "train", 4, "Stefan van der Walt; CC0"),
     "rocket": ("skimage", "train", 2, "SpaceX; public domain"),
     "china": ("sklearn", "train", 4, "danielbuechele, flickr.com/photos/danielbuechele/6061409035; CC BY 2.0"),

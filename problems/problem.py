@@ -47,6 +47,7 @@ class Problem:
     gaussian : Gaussian prior in prior units (``onnx_priors.gaussian.GaussianPrior``: mean, denoise, denoise_vjp, ...)
         with the first two moments of the fields, or None; the prior itself where ``posterior`` is known
     known : mapping                 answers that need no run, (*event) in physical units, e.g. "prior mean"
+    method, budget : str, int       what solves it unless the user says otherwise, and its forward calls; or None
     defaults : mapping              solver settings recommended for this problem, by Config field name
     preset : str or None            name of the released configuration that was published for it, ``enkg_ref.PRESETS``
     ensembles : int                 independent ensembles of one run, unless the user says otherwise
@@ -76,6 +77,8 @@ class Problem:
     prior: str | None = None
     gaussian: Any = None
     known: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None = None
+    budget: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
     ensembles: int = 1

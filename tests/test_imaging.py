@@ -205,3 +205,13 @@ def test_that_the_figure_has_the_panels_it_promises(name):
         assert wanted in titles
     del result["truth"]
     assert "truth" not in [axis.get_title() for axis in problem.figure(result).axes]
+
+
+def test_that_the_problem_names_what_solves_it():
+    from enkg_ref.methods import METHODS, choose
+
+    for build in BUILDERS.values():
+        problem = build()
+        assert choose(problem, True, {})[0] == problem.method and problem.budget > 0
+        assert METHODS[problem.method].access <= {"forward", "denoiser", "denoiser_vjp", "forward_vjp"}
+        assert choose(problem, True, {"particles": 8})[0] == "enkg"

@@ -193,6 +193,8 @@ class Setup:
         if self.item.reference is not None and request.reference is not None:
             request = dataclasses.replace(request, reference=self.item.reference)  # it may have cost denoiser calls
         self.budget = request.budget
+        if self.budget is None and request.method == getattr(self.problem, "method", None):
+            self.budget = self.problem.budget
         if self.budget is None and self.method.default_budget is not None:
             self.budget = self.method.default_budget(self.item)
         check([request.method], self.item, [self.budget], VJP_COST, {request.method: self.settings})
