@@ -252,7 +252,7 @@ def _problem(name, observation, closures, data, view, truth, branch, notes):
         return edge_remark(ensemble.mean(axis=0), view.field_of_view)
 
     units = "peak pixel" if view.shipped else (
-        f"image of peak 1, {view.pixels} pixels, field of view {view.field_of_view:g} micro-arcseconds")
+        f"image of peak 1, {view.field_of_view:g} micro-arcseconds across, {view.pixels} x {view.pixels} pixels")
     return Problem(name=name, event_shape=(view.pixels, view.pixels), forward=forward, observation=data,
                    scale=forward.scale, shift=forward.shift, units=units, truth=truth, forward_vjp=forward.vjp,
                    prior=PRIOR if view.shipped else None, defaults=DEFAULTS, preset="black-hole-official",

@@ -98,7 +98,7 @@ def test_another_field_of_view_predicts_the_same_sky_and_needs_a_prior_of_its_ow
     data = read_m87("101")
     usual, wide = from_visibilities(data), from_visibilities(data, fov=240.0, npix=96)
     assert wide.event_shape == (96, 96) and wide.prior is None and usual.prior == "kerr-disc-64"
-    assert "96 pixels, field of view 240 micro-arcseconds" in wide.units
+    assert "240 micro-arcseconds across, 96 x 96 pixels" in wide.units
     one, other = (p.forward(2 * blob(12.0, -7.0, n, fov)[None] - 1)[0] for p, n, fov in
                   ((usual, 64, 160.0), (wide, 96, 240.0)))
     np.testing.assert_allclose(one, other, atol=1e-6)
