@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import warnings
 
@@ -21,7 +22,12 @@ from .run.verdict import FITTED
 # ----------------------------------------------------------------------------------------------------------- the parser
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise ValueError(message.replace("argument ", "", 1))
+        for found, ours in ((r"argument (.*)", r"\1"), (r"(.*)invalid choice: (.*) \(choose from (.*)\)",
+                             r"\1got \2, expected one of \3"), (r"the following arguments are required: (.*)",
+                             r"\1: got nothing, expected a value"), (r"unrecognized arguments: (.*)",
+                             r"\1: got an argument that this command does not know, expected one of --help")):
+            message = re.sub(f"^{found}$", ours, message)
+        raise ValueError(message)
 
 
 def parser():
@@ -154,9 +160,9 @@ def main(argv=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0 if given.command == "list" else 1
         except FloatingPointError as error:
-            return _say(f"stopped: {_line(error)}{_kept(given)}", 1)
+            return _say(f"stopped: {_line(error)}{words.kept(given)}", 1)
         except KeyboardInterrupt:
-            return _say(f"interrupted{_kept(given) or ' before anything was done'}", 130)
+            return _say(f"interrupted{words.kept(given) or ' before anything was done'}", 130)
         except (ValueError, OSError, ImportError) as error:
             return _say(f"error: {_line(error)}", 2)
 
@@ -184,16 +190,6 @@ def _say(words, code):
 
 def _line(error):
     return " ".join(str(error).split())
-
-
-def _kept(given):
-    """What an interrupted command has left to go on with."""
-    command = getattr(given, "command", None)
-    if command == "compare":
-        return "; what is done is kept: repeat the command to go on"
-    if command == "solve" and folder.begun(words.out_of(given) / "run"):
-        return "; what is done is kept: repeat the command with --resume to go on"
-    return ""
 
 
 if __name__ == "__main__":

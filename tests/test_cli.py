@@ -32,7 +32,12 @@ BAD = [
     (["linear-gaussian", "--observation", "y.npy"], "observation: got y.npy, expected nothing"),
     (["linear-gaussian", "--device", "cuda"], "device: got cuda"),
     (["linear-gaussian", "--window", "1"], "--window: got '1', expected START,END"),
-    (["linear-gaussian", "--nonsense"], "--nonsense"),
+    (["linear-gaussian", "--nonsense"], "--nonsense: got an argument that this command does not know, expected one of"),
+    (["linear-gaussian", "--step-rule", "x"], "--step-rule: got 'x', expected one of 'frobenius', 'trace', "),
+    (["linear-gaussian", "--workers", "9999999999"], "workers: got 9999999999, expected at most 1000"),
+    (["linear-gaussian", "--ensembles", "9999999999"], "ensembles: got 9999999999, expected at most 10000"),
+    (["--forward", "f:g", "--prior", "gaussian", "--observation", "y.npy", "--noise", "1"], "prior: got gaussian with "
+     "--forward, expected a file: enkg prior fit images.npy"),
     (["--forward", "my_simulator:forward"], "prior: got nothing"),
     (["black-hole", "--observation", "missing.csv"], "missing.csv"),
     (["black-hole", "--truth", "small.npy"], "(3, 3)"),

@@ -66,6 +66,9 @@ def _own(request, given, log):
     for name in ("prior", "observation", "noise"):
         if getattr(request, name) is None:
             raise ValueError(f"{name}: got nothing, expected --{name} together with --forward")
+    if isinstance(request.prior, str) and request.prior == "gaussian":
+        raise ValueError("prior: got gaussian with --forward, expected a file: enkg prior fit images.npy --out "
+                         "prior.onnx makes the Gaussian of images like your fields")
     y = read_array(request.observation, "observation").reshape(-1)
     denoise = _network(request.prior, request) if isinstance(request.prior, (str, Path)) else request.prior
     truth = None if request.truth is None else read_array(request.truth, "truth")

@@ -93,6 +93,9 @@ class SolveRequest:
         for name, least in (("ensembles", 1), ("workers", 1), ("chunk", 1), ("budget", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
+        for name, most in (("ensembles", 10_000), ("workers", 1_000)):
+            if (getattr(self, name) or 0) > most:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at most {most}")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected a number >= 0")
         one_of("dtype", self.dtype, ("float64", "float32"))

@@ -47,3 +47,13 @@ def chosen(given, names):
 
 def out_of(given, prefix="out-"):
     return Path(given.out or f"{prefix}{given.problem or 'own'}")
+
+
+def kept(given):
+    """What an interrupted command has left to go on with."""
+    command = getattr(given, "command", None)
+    if command == "compare":
+        return "; what is done is kept: repeat the command to go on"
+    if command == "solve" and folder.begun(out_of(given) / "run"):
+        return "; what is done is kept: repeat the command with --resume to go on"
+    return ""
