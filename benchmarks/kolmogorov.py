@@ -48,14 +48,16 @@ def measure(method, budget, at, noise, item, prior):
               "particles": found["rows"], "calls": found["cost"]["forward_equivalents"],
               "own_percent": found["cost"]["own_percent"], "cpu_seconds": time.process_time() - start}
     if scores:
-        record |= {"l2": scores["relative_l2_of_mean"], "crps": scores["crps"] / float(kolmogorov.stored("deviation")),
-                   "spread2": scores["spread2"], "skill2": scores["skill2"], "chi2": scores["chi2"]}
+        record |= {"l2": scores["relative_l2_of_mean"], "chi2": scores["chi2"]}
+    if "crps" in scores:  # of more than one row
+        record |= {"crps": scores["crps"] / float(kolmogorov.stored("deviation")), "spread2": scores["spread2"],
+                   "skill2": scores["skill2"]}
     return record
 
 
 def cell(rows, name):
-    """Mean over the fields and their number; the spread-skill ratio is pooled before the root. "-" where none ran."""
-    rows = [r for r in rows if r["status"] == "done"]
+    """Mean over the fields that have it, None where none has; the spread-skill ratio is pooled before the root."""
+    rows = [r for r in rows if r["status"] == "done" and ("spread2" if name == "ssr" else name) in r]
     if not rows:
         return None
     if name == "ssr":

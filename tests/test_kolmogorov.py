@@ -80,3 +80,16 @@ def test_the_test_fields_have_the_moments_of_the_training_fields(fields):
 def test_options_that_make_no_sense_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         problems.build("kolmogorov", **given)
+
+
+def test_the_shipped_prior_denoises_held_out_fields_far_better_than_their_gaussian(fields):
+    """Card: 0.29 of the Gaussian's mean square error at half a standard deviation, on 64 fields; here ten."""
+    pytest.importorskip("onnxruntime")
+    from onnx_priors.session import load_prior
+
+    problem = problems.build("kolmogorov")
+    clean = fields / problem.scale
+    noisy = clean + 0.25 * np.random.default_rng(0).standard_normal(clean.shape)
+    error, gaussian = (np.mean((denoise(noisy, 0.25) - clean) ** 2)
+                       for denoise in (load_prior("kolmogorov", threads=1), problem.gaussian.denoise))
+    assert error < 0.4 * gaussian
