@@ -44,6 +44,12 @@ def test_every_shipped_file_has_its_checksum_its_size_limit_and_a_complete_card(
     assert facts["weight_licence"] == "MIT" and facts["sigma_min"] == 0.002 and facts["sigma_max"] == 80
 
 
+def test_a_prior_with_its_jacobian_reference_and_correction_takes_at_most_ten_megabytes():
+    for name, entry in manifest.read_manifest().items():
+        files = [manifest.WEIGHTS / item["file"] for kind, item in entry.items() if kind != "metadata"]
+        assert sum(path.stat().st_size for path in files) <= 10e6, name
+
+
 def test_the_manifest_names_every_shipped_file_with_the_sha256_it_has():
     listed = {item["file"]: item["sha256"] for entry in manifest.read_manifest().values()
               for kind, item in entry.items() if kind != "metadata"}
