@@ -126,3 +126,29 @@ def test_that_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatc
         checkpoint.save(path, dataclasses.replace(state, level=9), ABOUT, "new")
     loaded, _, extra = checkpoint.load(path, State, ABOUT, state.x)
     assert (loaded.level, extra) == (state.level, "old")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
+def test_that_a_wave_cut_short_is_not_counted_twice(error, tmp_path):
+    """The fourth forward call is cut short after the denoiser calls of its wave."""
+    calls = []
+
+    def build(k, ledger):
+        def forward(x):
+            calls.append(len(x))
+            if len(calls) == 4 and not (tmp_path / "again").exists():
+                raise error
+            return PROBLEM.forward(x)
+
+        method, counted = METHODS["enkg"], item().counted(ledger)
+        plan = method.plan(counted, None, 2.0, k, {"particles": 6, "steps": 6})
+        noise = member_normals(k, 0, plan.rows, PROBLEM.event_shape)
+        return runner.Run(plan, ledger.forward(forward), noise, method.observe, method.memory, LIKELIHOOD, {})
+
+    (tmp_path / "run").mkdir()
+    with pytest.raises(error):
+        runner.run_ensemble(build, 0, tmp_path / "run")
+    (tmp_path / "again").touch()
+    cut, whole = runner.run_ensemble(build, 0, tmp_path / "run"), runner.run_ensemble(build, 0)
+    assert np.array_equal(cut.x, whole.x) and cut.history == whole.history
+    assert all(cut.ledger[name] == whole.ledger[name] for name in whole.ledger if name != "wall")

@@ -98,21 +98,24 @@ def run_ensemble(build, k, folder=None, report=None):
                 if report is not None:
                     report(history[-1], place.updates)
         except FloatingPointError:
-            book.save(place)
+            book.save(place, book.counted)
             raise
         except KeyboardInterrupt:
             if place.updates:
-                book.save(place)
+                book.save(place, book.counted)
             raise
         book.save(place)
     return Outcome(to_numpy(place.state.x), ledger.as_dict(), history)
 
 
 class Book:
-    """Checkpoint and history of one ensemble on disk; without a folder it keeps nothing."""
+    """Checkpoint and history of one ensemble on disk; without a folder it keeps nothing.
+
+    counted : the ledger after the last update: a wave that was cut short will be made again, and counted then
+    """
 
     def __init__(self, folder, k, about, ledger):
-        self.folder, self.about, self.ledger, self.level = folder, about, ledger, None
+        self.folder, self.about, self.ledger, self.level, self.counted = folder, about, ledger, None, None
         if folder is not None:
             self.saved, self.lines = Path(folder) / f"ensemble-{k}.npz", Path(folder) / f"ensemble-{k}.jsonl"
 
@@ -123,16 +126,20 @@ class Book:
             self.ledger.restore(extra["ledger"])
             history = _read_history(self.lines, extra["updates"])
             self.lines.write_text("".join(json.dumps(line) + "\n" for line in history))
+            self.counted = self.ledger.as_dict()
             return Place(state, memory, extra["updates"]), history
         if self.folder is not None:
             self.lines.write_text("")
         with self.ledger.clock("update"):
-            return Place(run.plan.method.init(run.noise), run.memory), []
+            place = Place(run.plan.method.init(run.noise), run.memory)
+        self.counted = self.ledger.as_dict()
+        return place, []
 
     def enter(self, line, place, done):
         """Write the history line, and a checkpoint after every level."""
         if self.folder is None:
             return
+        self.counted = self.ledger.as_dict()
         with open(self.lines, "a") as file:
             file.write(json.dumps(line) + "\n")
         level = getattr(place.state, "level", place.updates)
@@ -140,9 +147,10 @@ class Book:
             self.save(place)
         self.level = level
 
-    def save(self, place):
+    def save(self, place, counted=None):
+        """Write the checkpoint.  counted : of the ledger, what stands in it now by default"""
         if self.folder is not None:
-            extra = {"ledger": self.ledger.as_dict(), "updates": place.updates}
+            extra = {"ledger": counted or self.ledger.as_dict(), "updates": place.updates}
             checkpoint.save(self.saved, place.state, self.about, extra, place.memory)
 
 
