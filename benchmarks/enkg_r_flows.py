@@ -179,19 +179,19 @@ def dps(options):
 
     Of 8 chains the mean, and the one whose data are fitted best, chosen without the truth: some end in a wrong branch.
     """
-    from enkg_ref import cli
-    from enkg_ref.compare.run import run
+    from enkg_ref.commands.compare import CompareRequest, items_of
+    from enkg_ref.compare.run import run as compared
 
     noises = options.noise if options.noise is not None else (0.0, 0.55)
     for noise, field, (chains, budget) in itertools.product(noises, range(options.items or 5), ((1, 1504), (8, 6016))):
         key = {"noise": noise, "item": field, "seed": 0, "budget": budget, "members": chains}
 
         def work(noise=noise, field=field, chains=chains, budget=budget):
-            given = cli._parser().parse_args(["compare", "navier-stokes", "--methods", "dps", "--budget", str(budget),
-                                              "--noise", str(noise), "--fft", FFT])
-            (item,) = cli.build_items(given, ["dps"], [field])
+            request = CompareRequest("navier-stokes", ("dps",), (budget,), out=None,
+                                     options={"noise": noise, "fft": FFT})
+            (item,) = items_of(request, [field])
             start = time.process_time()
-            record = run(item, "dps", budget, 0, 1.8, {"rows": chains})
+            record = compared(item, "dps", budget, 0, 1.8, {"rows": chains})
             return {"cpu_seconds": time.process_time() - start, "m2": record["scores"]["relative_l2_of_mean"],
                     "m2_of_best_fit": record["scores"]["relative_l2_of_best_fit"],
                     "forward_calls": record["cost"]["forward_equivalents"], "steps": record["config"]["steps"],
