@@ -44,7 +44,6 @@ LEAST_ACCEPTANCE, MOST_R_HAT, LEAST_EFFECTIVE = 0.2, 1.5, 40.0  # without doubts
 OF = "of_"  # prefix of the wrapped method's fields in the state
 
 
-# ------------------------------------------------------------------------------------------------------- proposals
 def kernel_moves(tail, state, x, streams, optimistic):
     """(X4), (X5) n moves on the surrogate `kernel_regression`; s anew and for all chains at every move.
 
@@ -122,7 +121,6 @@ def linear_moves(tail, state, x, streams, optimistic):
     return proposal, log_likelihood(after) - log_likelihood(before), 1.0, np.zeros((SCALES, 2))
 
 
-# -------------------------------------------------------------------------------------------------------- settings
 @dataclass(frozen=True)
 class Config:
     """Settings of a tail; ``settings_by_rule`` chooses them.
@@ -409,8 +407,7 @@ def settings_by_rule(reference, chains, budget, sigma_range=(0.0, math.inf), see
 
 def _repeat(x, n):
     """(rows, *event) -> (rows n, *event), every row n times."""
-    xp = array_namespace(x)
-    return _flat(xp.broadcast_to(x[:, None, ...], (x.shape[0], n, *x.shape[1:])))
+    return _flat(array_namespace(x).broadcast_to(x[:, None, ...], (x.shape[0], n, *x.shape[1:])))
 
 
 def _flat(x):
@@ -425,8 +422,7 @@ def _every(x, rows):
 def offered(method):
     """The `protocol.Method` with a setting more, "tail": the share of the budget that goes to chains after it.
 
-    The method is planned with the rest of the budget. Raises ValueError for a share outside (0, 1), without a budget or
-    without a reference of the prior.
+    The method is planned with the rest. Raises ValueError for a share outside (0, 1), without a budget or a reference.
     """
     def plan(item, budget, c_vjp, seed, settings):
         settings = dict(settings)
