@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from enkg_ref import Closures, Gaussian, Poisson
+from enkg_ref.likelihood import change
 
 M = 4
 RNG = np.random.default_rng(8)
@@ -184,3 +185,15 @@ def test_a_covariance_may_differ_from_its_transpose_by_rounding_and_by_no_more()
     Gaussian([1.0, 2.0], skewed(0.7e-10))
     with pytest.raises(ValueError, match="symmetric"):
         Gaussian([1.0, 2.0], skewed(1.5e-10))
+
+
+def test_the_change_of_a_prediction_is_the_difference_of_two_wrapped_where_it_is_an_angle(backend):
+    dtype, tolerance = precision(backend)
+    base = G[:1] + 1.0
+    g = base + np.array([[0.3, -0.2, 7.0, -9.0]]) + np.zeros((6, 1))
+    for likelihood in (Gaussian(Y, DENSE), Poisson(COUNTS, 2.0), Closures(Y, SD, ANGULAR)):
+        ours = backend.numpy(change(likelihood, backend.array(g, dtype), backend.array(base, dtype)))
+        np.testing.assert_allclose(ours, g - base, rtol=0, atol=100 * tolerance)
+    turned = g + 2 * math.pi * np.array([[2.0, -1.0, 0.0, 0.0]])
+    ours = backend.numpy(change(Closures(Y, SD, ANGULAR), backend.array(turned, dtype), backend.array(base, dtype)))
+    np.testing.assert_allclose(ours, g - base, rtol=0, atol=300 * tolerance)
