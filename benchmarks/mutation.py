@@ -55,6 +55,7 @@ DIVISORS = ("J", "r.shape[0]", "x.shape[0]", "X.shape[0]", "G.shape[0]")
 RESULT = Path(__file__).parent / "results" / "mutation.txt"
 # mutants that no test can kill, because the program is the same for every input; they count as survivors all the same
 EQUIVALENT = {
+    "Add -> Sub  in  w + 0.0 * norm": "adds 0 either way",
     "Gt -> GtE  in  squares > 0.0": "at squares = 0 both branches are 0",
     "Lt -> LtE  in  sigma < sigma_eps": "at sigma = sigma_eps the next condition, isclose, is false anyway",
 }
