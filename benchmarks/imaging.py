@@ -1,6 +1,7 @@
 """The four image problems, measured: operators, settings, and every method against every other at equal cost.
 
     python benchmarks/imaging.py operators             each forward model against the bare products or FFTs it needs
+    python benchmarks/imaging.py study                 candidates for the defaults of solve, on training photographs
     python benchmarks/imaging.py run --out DIR         all methods x problems x items x seeds; goes on where it stopped
     python benchmarks/imaging.py tables --out DIR      benchmarks/results/imaging-*.md and imaging.json from what is there
 
@@ -22,6 +23,9 @@ import numpy as np
 
 import problems
 from enkg_ref.compare import Comparison, compare
+from enkg_ref.compare.folder import read_record
+from enkg_ref.compare.run import run as one_run
+from enkg_ref.compare.statistics import summarise
 from enkg_ref.enkg_r.reference import Reference
 from enkg_ref.likelihood import Gaussian
 from enkg_ref.methods import Item
@@ -141,6 +145,22 @@ def items_of(name, prior, count):
 cached_items = functools.cache(items_of)
 
 
+def study(options):
+    """What `enkg solve` does with the linear problems by default: candidates on two patches of training photographs."""
+    patches, _ = photographs.grid(photographs.photographs("train"), scales=(photographs.TRUTH_SCALE,))
+    order = np.random.default_rng(11).permutation(len(patches))
+    denoise, vjp = load_prior(PRIORS[0], threads=1), load_prior(PRIORS[0], vjp=True, threads=1)
+    for k in (2, 3):
+        for name in NAMES[:3]:
+            problem = problems.build(name, truth=np.moveaxis(patches[order[k]] / 255.0, -1, 0), seed=100 + k)
+            item = Item(problem, Gaussian(problem.observation.y, problem.observation.noise), denoise, denoise_vjp=vjp,
+                        sigma_range=(0.002, 80.0), std=0.47, dtype="float32")
+            for method, budget, given in (("diffpir", 160, {}), ("diffpir", 480, {}), ("mmps", 480, {"rows": 4})):
+                scores = one_run(item, method, budget, 0, C_VJP, given)["scores"]
+                print(f"patch {k}, {name:17s} {method:8s} F {budget}: PSNR of mean {scores['psnr_of_mean']:.2f}, "
+                      f"SSR {scores['ssr']:.2f}, chi2 {scores['chi2']:.2f}", flush=True)
+
+
 def comparisons():
     """(problem, prior) of every table: all with the network, the linear ones with the Gaussian too."""
     return [(name, prior) for prior in PRIORS for name in NAMES if prior != "gaussian" or name != "phase-retrieval"]
@@ -182,15 +202,26 @@ def tables(options):
     kept = {}
     for name, prior in comparisons():
         folder = Path(options.out) / f"{name}-{prior}"
-        if not (folder / "arena.json").exists():
+        records = complete([read_record(path) for path in sorted((folder / "runs").glob("*.json"))])
+        if not records:
             continue
-        summary = json.loads((folder / "results.json").read_text())
+        finished = folder / "results.json"
+        known = json.loads(finished.read_text())["known"] if finished.exists() else {}
+        summary = {"metric": "psnr_of_mean", "known": known, "table": summarise(records, "psnr_of_mean")}
         (RESULTS / f"imaging-{name}-{prior}.md").write_text(table(summary, name, prior))
         kept[f"{name}, {prior}"] = {
-            "tuned": summary["tuned"], "known": {key: row["mean"] for key, row in summary["known"].items()},
+            "tuned": TUNED, "known": {key: row["mean"] for key, row in summary["known"].items()},
             "rows": [{key: row[key] for key in ("method", "budget", "rows", "items", "seeds", "failed", "mean", "low", "high", "cost")}
                      for row in summary["table"]]}
     write("imaging.json", kept)
+
+
+def complete(records):
+    """Without the runs of a seed that a method has made on some of its items only: its table is balanced."""
+    made = {}
+    for record in records:
+        made.setdefault((record["method"], record["seed"]), set()).add(record["item"])
+    return [record for record in records if made[record["method"], record["seed"]] == made[record["method"], 0]]
 
 
 def table(summary, name, prior):
@@ -211,7 +242,7 @@ def table(summary, name, prior):
                      + " | ".join(cell(row, score, form) for _, score, form in columns)
                      + f" | {row['cost']['denoiser']:.0f} | {row['cost']['seconds']:.1f} |")
     for key, row in summary["known"].items():
-        if "psnr_of_mean" in row["mean"]:
+        if "psnr_of_mean" in row["mean"] and key != "zero field":
             lines.append(f"| {key} | | | | {row['mean']['psnr_of_mean']:.2f} | " + " | ".join(
                 cell(row, score, form) for _, score, form in columns) + " | | |")
     return "\n".join(lines) + "\n"
@@ -220,12 +251,12 @@ def table(summary, name, prior):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for call in (operators, run, tables):
+    for call in (operators, study, run, tables):
         command = commands.add_parser(call.__name__)
         command.set_defaults(call=call)
         if call is operators:
             command.add_argument("--repeats", type=int, default=40)
-        else:
+        elif call is not study:
             command.add_argument("--out", required=True)
         if call is run:
             command.add_argument("--seconds", type=float, default=1e9)
