@@ -239,7 +239,7 @@ def make(runs, workers):
 
 def interval(values, sign=""):
     """mean [95 % Student interval of the mean of independent items]; the mean alone for fewer than three."""
-    from enkg_ref.compare.arena import student_t
+    from enkg_ref.compare.statistics import student_t
 
     mean, low, high = student_t(values)
     return f"{mean:{sign}.3f}" + ("" if np.isnan(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]")

@@ -36,12 +36,13 @@ def test_the_product_with_the_transpose_is_the_slope_of_the_denoiser(pair, sigma
     denoise, denoise_vjp = pair
     x, v = draws(denoise, 2, np.hypot(0.5, sigma), 1), draws(denoise, 2, 1.0, 2)
     _, product = denoise_vjp(x, sigma, v)
+    event = tuple(range(1, x.ndim))
     # along the product itself the slope is ||J'v||^2 / ||J'v||, the largest there is and the best seen above rounding
-    u = product / np.sqrt(np.mean(product**2, axis=(1, 2), keepdims=True))
+    u = product / np.sqrt(np.mean(product**2, axis=event, keepdims=True))
     h = 0.002
 
     def along(step):  # float32 inside: the fourth-order difference allows a step far above rounding
-        return np.sum(v * denoise(x + step * u, sigma), axis=(1, 2), dtype=np.float64)
+        return np.sum(v * denoise(x + step * u, sigma), axis=event, dtype=np.float64)
 
     slope = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
-    np.testing.assert_allclose(slope, np.sum(u * product, axis=(1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(slope, np.sum(u * product, axis=event), rtol=1e-3)

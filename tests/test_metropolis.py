@@ -95,7 +95,8 @@ def test_the_variance_of_a_draw_follows_its_recursion(order):
 
 @pytest.mark.parametrize("order, ratio", [(1, 2.0), (2, 4.0)])
 def test_the_error_of_a_draw_falls_with_its_order_in_the_number_of_calls(order, ratio):
-    """Twice the steps: half the error at order 1, a quarter or less at order 2; with 8 calls 5 % at most."""
+    """Twice the steps: half the error at order 1, a quarter or less at order 2; with 12 calls 5 % at most, where
+    order 1 is off by 15 % and more."""
     for v in (0.3, 1.0):
         for s in (0.5, 2.0):
             exact = v * s * s / (v + s * s)
@@ -103,9 +104,9 @@ def test_the_error_of_a_draw_falls_with_its_order_in_the_number_of_calls(order, 
                       for n in (64, 128)]
             assert errors[0] / errors[1] > 0.85 * ratio
             if order == 2:
-                assert abs(variance_of_the_draw(v, metropolis.ancestral_levels(s, 8), 2) / exact - 1) < 0.05
+                assert abs(variance_of_the_draw(v, metropolis.ancestral_levels(s, 12), 2) / exact - 1) < 0.05
             else:
-                assert variance_of_the_draw(v, metropolis.ancestral_levels(s, 8), 1) / exact < 0.85
+                assert variance_of_the_draw(v, metropolis.ancestral_levels(s, 12), 1) / exact < 0.85
 
 
 def test_without_data_the_prior_stays_a_mixture_of_the_same_modes():

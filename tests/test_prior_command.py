@@ -64,7 +64,7 @@ def test_check_finds_fault_with_exit_code_one(folder, capsys):
     (["fit", "none.npy", "--out", "p.onnx"], "images: got none.npy, which cannot be read"),
     (["fit", "images.npy", "--out", "nowhere/p.onnx"], "out: got nowhere/p.onnx, expected a file in a folder"),
     (["fit", "images.npy", "--out", "p.onnx", "--modes", "0"], "modes: got 0"),
-    (["fit", "images.npy"], "the following arguments are required: --out"),
+    (["fit", "images.npy"], "--out: got nothing, expected a value"),
     (["train", "images.npy", "--out", "p.onnx", "--minutes", "-3"], "minutes: got "),
     (["train", "images.npy", "--out", "p.onnx", "--symmetry", "square"], "symmetry: got square for events of shape"),
     (["check", "kerr-disc-65"], "did you mean 'kerr-disc-64'"),
