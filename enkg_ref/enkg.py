@@ -6,7 +6,7 @@
             x0 = phi(X)                 ask:  inner flow            (T3)
             g  = G(x0)                  the forward model
             X  = X - w K (X - mean X)   tell: correction            (T4)-(T6)
-        X = Euler step to level i + 1   tell: predictor             (T7)
+        X = Euler step to level i + 1   tell: predictor, if i < N   (T7)
 
 Two verbs carry the method: ``ask(state)`` gives the points to simulate, ``tell(state, y_pred)`` takes the results.
 ``protocol`` puts a forward model between them. Nothing here counts, masks, stops or warns: wrappers of the callables

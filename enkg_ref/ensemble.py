@@ -30,12 +30,12 @@ def coefficients(r, b):
 
 
 def frobenius(gamma):
-    """(T5) w = gamma / ||K||_F: the rule of the official code, and the default. Monotone for 0 < gamma <= 2."""
+    """(T5) w = gamma / ||K||_F: the rule of the official code, and the default. Up to gamma = 2 no spread can grow."""
     return lambda norm, K_trace: gamma / norm
 
 
 def trace(gamma):
-    """(T5) w = gamma / tr K: the paper's rule (there gamma = 1), where tr K = tr(Gamma^-1 C_yy) for Gaussian noise."""
+    """(T5) w = gamma / tr K: the paper's rule, there gamma = 1. tr K = tr(Gamma^-1 C_yy) > 0 for Gaussian noise."""
     return lambda norm, K_trace: gamma / K_trace
 
 

@@ -12,7 +12,8 @@ from enkg_ref import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "benchmarks/RESULTS.md", "enkg_ref/WHEN_NOT.md", "enkg_ref/SYMPTOMS.md", "enkg_ref/THEORY.md",
+PAGES = ["README.md", "benchmarks/RESULTS.md", "enkg_ref/ADDING.md", "enkg_ref/WHEN_NOT.md",
+         "enkg_ref/SYMPTOMS.md", "enkg_ref/THEORY.md",
          "enkg_ref/enkg_r/README.md", "onnx_priors/README.md", "problems/README.md"]
 SIMULATOR, EMBEDDING = re.findall(r"```python\n(.*?)```", README, re.S)
 

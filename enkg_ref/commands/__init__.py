@@ -1,0 +1,1 @@
+"""What ``enkg solve``, ``compare``, ``prior``, ``verify`` and ``list`` do, as functions of a frozen request."""

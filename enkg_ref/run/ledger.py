@@ -1,4 +1,4 @@
-"""Counting calls and time, by waves (`evaluation.md` 1). Wrap the callables, run, read ``as_dict()``.
+"""Counting calls and time, by waves. Wrap the callables, run, read ``as_dict()``.
 
 A wave is one logical batched call whose inputs are all known: total += rows, sequential += 1. Wrap outside any
 chunking, so that micro-batches never raise the sequential count.

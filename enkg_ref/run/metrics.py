@@ -1,6 +1,6 @@
 """Every figure of merit, defined once. Plain numpy on host arrays: ensembles (J, *event), truths (*event).
 
-All fields in physical units. (M1)-(M9) are the labels under which the README's tables name them; "d" is the number of
+All fields in physical units. (M1)-(M9) are labels; "d" is the number of
 pixels, xbar the ensemble mean. A metric that uses the truth to choose among particles is an oracle metric (M9).
 """
 
