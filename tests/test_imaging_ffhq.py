@@ -37,7 +37,7 @@ def prior(tmp_path_factory):
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("prior") / "ffhq.onnx"
-    import_prior(Network(), "epsilon", path, (3, 256, 256), "linear", {"sigma_min": 0.002})
+    import_prior(Network(), "epsilon", path, {"event_shape": (3, 256, 256), "sigma_min": 0.002}, jacobian=False)
     return load_prior(path, threads=1)
 
 
